@@ -1,0 +1,32 @@
+# Two commands are all the set-up there is: `make demo` and `make test`. Each builds the virtual environment if missing.
+VENV := .venv
+PY := $(VENV)/bin/python
+HOME_DIR ?= demo-home
+WHEELS := $(or $(PIP_FIND_LINKS),$(shell python3 -m pip config get global.find-links 2>/dev/null))
+ifneq ($(strip $(WHEELS)),)
+UVFLAGS := --find-links $(WHEELS)
+else
+UVFLAGS := --torch-backend cpu
+endif
+
+.PHONY: demo test check clean
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PY) -m pip install -q uv
+	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV) $(UVFLAGS) -c constraints.txt -e '.[embed,demo,llm]' --group dev
+	touch $@
+
+# DATA=FOLDER adds the sample data found there to what the demo builds from
+demo: $(VENV)/.done
+	$(VENV)/bin/medloom demo --home $(HOME_DIR) $(if $(DATA),--data $(DATA))
+
+check: $(VENV)/.done
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: check
+	$(PY) -m pytest
+
+clean:
+	rm -rf $(VENV) demo-home

@@ -1,0 +1,95 @@
+"""What a connector hands over: partitions of a source, and the raw items in them.
+
+The invariant: an item carries its bytes and what its source says about it, untouched. Nothing of an item is written,
+logged or sent before the ingest stage has de-identified it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.keys import key
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The unit of work, of retry and of commit.
+
+    `refs` is what the connector needs to read the items again, JSON only, one entry an item, in reading order. Paths may
+    stand in it; they never enter the key, which is made from `contents`: one (item id, hash of its bytes) pair an item.
+    """
+
+    source: str
+    name: str
+    refs: tuple[Mapping[str, Any], ...]
+    contents: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> str:
+        return key("partition", self.source, self.name, sorted(map(list, self.contents)))
+
+
+@dataclass(frozen=True)
+class Licences:
+    """Licence codes of one item, separately for what may differ; None is unknown, and unknown is not open."""
+
+    image: str | None = None
+    text: str | None = None
+    annotation: str | None = None
+    evidence: str | None = None
+
+
+@dataclass(frozen=True)
+class Label:
+    """A fact the source states: a class, a finding, an attribute."""
+
+    name: str
+    value: str = "present"
+    origin: str = "source"
+    ontology_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box the source states: x0, y0, x1, y1 in pixels of the raw image as it is decoded, half-open."""
+
+    label: str
+    xyxy: tuple[float, float, float, float]
+    role: str = "region"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words the source gives for the item."""
+
+    kind: str
+    text: str
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing of a source: a DICOM file, an image, a volume with its label map, an article's figure.
+
+    `files` maps a role ("main", "labels", "mask:NAME") to raw bytes; the decoder named by `kind` knows the roles. Items
+    with the same `group` come one after the other and are decoded together (the files of a series).
+    """
+
+    id: str
+    kind: str
+    group: str
+    files: Mapping[str, bytes]
+    patient: str | None = None
+    """Patient, article or video identifier in clear; ingest stores a pseudonym only. None: the item stands alone."""
+    labels: tuple[Label, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    texts: tuple[Text, ...] = ()
+    licences: Licences | None = None
+    """What the item itself says; None: what the recipe says about the source."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of `images` that the source states: modality, anatomy, view, source_uri, source_version …; and, for
+    decoders that ask for it, "label_table": label value -> name, and "article": a row of the layer `articles`."""
+    error: Exception | None = None
+    """An ItemError met while reading; the item then carries no usable files and becomes a reject."""

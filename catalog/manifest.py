@@ -1,0 +1,145 @@
+"""Manifests: the record that a unit of work was done, written last. Readers trust manifests only.
+
+A unit is one stage over one partition. Its manifest names the shards it wrote with their hashes, and counts the rows:
+
+    rows_in = kept + dropped + failed
+
+The file's name alone tells a planner what it needs (`Entry.parse`), so planning opens no manifest:
+
+    manifests/SOURCE/STAGE/PARTITION-KEY.ATTEMPT[q][r].json      q: quarantined, r: has rejects worth a retry
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from infra.errors import ConfigError
+from infra.storage import write_bytes
+
+
+class Shard(BaseModel):
+    """One Parquet file: one layer of one partition."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: str
+    path: str
+    """relative to the home"""
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What one unit read, did and wrote."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    source: str
+    partition: str
+    stage: str
+    stage_version: str
+    params: Mapping[str, Any]
+    ingredients: Mapping[str, str]
+    inputs: tuple[str, ...]
+    """keys of the units it read, or the content key of the source's partition"""
+    schema_version: int
+    attempt: int = 0
+    rows_in: int
+    kept: int
+    dropped: int
+    failed: int
+    retryable: int
+    """how many of the rejects may succeed if tried again"""
+    quarantined: bool
+    """too large a share failed: written for inspection, listed in no snapshot, read by no later stage"""
+    shards: tuple[Shard, ...]
+    software: Mapping[str, str]
+    seconds: float
+    """wall time; manifests may tell time, shards never do"""
+
+    @property
+    def path(self) -> str:
+        """Where it lies, relative to the home."""
+        flags = ("q" if self.quarantined else "") + ("r" if self.retryable else "")
+        return f"manifests/{self.source}/{self.stage}/{self.partition}-{self.key}.{self.attempt}{flags}.json"
+
+    def write(self, home: Path) -> None:
+        write_bytes(home / self.path, self.model_dump_json(indent=1).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A manifest as its file name tells it."""
+
+    path: str
+    source: str
+    stage: str
+    partition: str
+    key: str
+    attempt: int
+    quarantined: bool
+    retryable: bool
+
+    _NAME = re.compile(r"(?P<partition>.+)-(?P<key>[0-9a-f]{24})\.(?P<attempt>\d+)(?P<q>q?)(?P<r>r?)\.json")
+
+    @classmethod
+    def parse(cls, path: str) -> Entry | None:
+        """From a path relative to the home; None when it is not a manifest's."""
+        _, source, stage, name = path.split("/")
+        found = cls._NAME.fullmatch(name)
+        if found is None:
+            return None
+        return cls(
+            path, source, stage, found["partition"], found["key"], int(found["attempt"]),
+            bool(found["q"]), bool(found["r"]),
+        )
+
+    def read(self, home: Path) -> Manifest:
+        return read_manifest(home, self.path)
+
+
+def read_manifest(home: Path, path: str) -> Manifest:
+    """Open a manifest; a path that leads out of the home is refused."""
+    file = (home / path).resolve()
+    if not file.is_relative_to(home.resolve()):
+        raise ConfigError(f"{path}: leads out of the dataset's home; the record that names it is not ours")
+    return Manifest.model_validate_json(file.read_bytes())
+
+
+def scan(home: Path, source: str | None = None) -> Iterator[Entry]:
+    """All manifests in a home, or those of one source, in no order."""
+    root = home / "manifests"
+    for folder in (root / source,) if source else _folders(root):
+        for stage in _folders(folder):
+            for name in os.listdir(stage):
+                if entry := Entry.parse(f"manifests/{folder.name}/{stage.name}/{name}"):
+                    yield entry
+
+
+def latest(entries: Iterator[Entry]) -> dict[str, Entry]:
+    """key -> its newest attempt."""
+    newest: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.key not in newest or newest[entry.key].attempt < entry.attempt:
+            newest[entry.key] = entry
+    return newest
+
+
+def find(home: Path, source: str, stage: str, partition: str, key: str) -> Entry | None:
+    """The newest manifest of one unit, or None when it was not done."""
+    folder = home / "manifests" / source / stage
+    paths = (f"manifests/{source}/{stage}/{p.name}" for p in folder.glob(f"{partition}-{key}.*.json"))
+    return latest(e for p in paths if (e := Entry.parse(p))).get(key)
+
+
+def _folders(root: Path) -> list[Path]:
+    return [Path(f.path) for f in os.scandir(root) if f.is_dir()] if root.is_dir() else []

@@ -1,0 +1,141 @@
+"""A build: run what the plan lacks, check the whole, and record it as a snapshot.
+
+Plain functions, no Prefect: `flows/flow.py` wraps them. The invariant: nothing becomes a snapshot unless every planned
+unit has a manifest and no critical expectation fails; whatever stops a build, what was committed stays and counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from catalog import catalog, checks, report
+from catalog.builds import Build, builds, last_snapshot
+from flows.knowledge import ensure_knowledge
+from flows.plan import Chain, Plan, make_plan
+from flows.recipe import Recipe
+from infra.errors import ConfigError, MedloomError
+from infra.runner import Done, Runner, Step
+from infra.storage import sweep
+from transforms.stage import fingerprint
+from transforms.unit import StageUnit, Unit, run_unit
+
+GROUPS = 150
+"""Partition groups of one flow run at the most: Prefect's database is not made for a task run a partition."""
+
+
+class BuildError(MedloomError):
+    """The build did not become a snapshot; what was committed stays, and the same command goes on from there."""
+
+
+@dataclass
+class Progress:
+    """How far a build is; the flow shows it while it runs."""
+
+    todo: int
+    done: int = 0
+    skipped: int = 0
+    """units not run since what they read is quarantined"""
+    manifests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, done: Done) -> None:
+        self.done += 1
+        if done.error:
+            self.errors.append(f"{done.step.id}: {done.error}")
+        elif done.value is None:
+            self.skipped += 1
+        else:
+            self.manifests.append(done.value)
+
+
+def prepare(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
+    """Everything before the first unit: the home is ours, the knowledge bases stand, the plan is made."""
+    last = last_snapshot(home)
+    if last and last.name != recipe.name:
+        raise ConfigError(
+            f"{home} holds the dataset {last.name!r}, this recipe is {recipe.name!r}: name another --home, or name the "
+            f"recipe {last.name!r} if it is the same dataset"
+        )
+    sweep(home)
+    ensure_knowledge(recipe, home)
+    return make_plan(recipe, home, retry_failed)
+
+
+def up_to_date(plan: Plan, home: Path) -> Build | None:
+    """The snapshot that already is what the plan would build, or None."""
+    last = last_snapshot(home)
+    return last if last and plan.todo == 0 and last.units == tuple(sorted(plan.done)) else None
+
+
+def groups(plan: Plan) -> list[Sequence[Chain]]:
+    """The partitions that have something to do, in at most GROUPS groups."""
+    busy = [chain for chain in plan.chains if chain.todo]
+    size = -(-len(busy) // GROUPS) or 1
+    return [busy[i : i + size] for i in range(0, len(busy), size)]
+
+
+def run_chains(
+    chains: Sequence[Chain], recipe: Recipe, home: Path, runner: Runner, progress: Progress,
+    tell: Callable[[Progress], None] = lambda _: None,
+) -> None:
+    """Run the chains' units on the runner and keep count. Raises ConfigError at once; bugs are gathered."""
+    for done in runner.run(_steps(chains, recipe, home)):
+        if done.fatal:
+            raise done.fatal
+        progress.add(done)
+        tell(progress)
+
+
+def _steps(chains: Sequence[Chain], recipe: Recipe, home: Path) -> Iterator[list[Step]]:
+    for chain in chains:
+        yield [_step(unit, home, recipe.checks.max_failed) for unit in chain.todo]
+
+
+def _step(unit: Unit, home: Path, max_failed: float) -> Step:
+    name = f"{unit.partition.source}/{unit.partition.name}/{unit.stage}"
+    payload = (unit, str(home.resolve()), max_failed)
+    if not isinstance(unit, StageUnit):
+        return Step(name, _do, payload)
+    needs, work = unit.work.resources, unit.work
+    pool = f"{unit.stage}-{fingerprint(work)}" if work.open else None
+    return Step(name, _do, payload, pool, work.open, needs.cpus, needs.gpus, needs.memory_gb)
+
+
+def _do(payload: tuple[Unit, str, float], state: Any) -> str | None:
+    return run_unit(*payload, state)
+
+
+def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
+    """Check the whole and record it. Raises BuildError when a unit failed or a critical expectation does."""
+    if progress.errors:
+        raise BuildError(
+            f"{len(progress.errors)} of {progress.todo} units stopped on a bug, so there is no snapshot; what the "
+            "others wrote stays, and the same command goes on from there. First:\n" + progress.errors[0]
+        )
+    if same := up_to_date(Plan(plan.chains), home) if plan.todo == 0 else None:
+        return same
+    draft = Build(
+        number=max((b.number for b in builds(home)), default=0) + 1, status="snapshot", name=recipe.name,
+        recipe=recipe.resolved(), units=tuple(sorted([*plan.done, *progress.manifests])), validations=(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    with catalog.writer(home) as con:
+        catalog.add_build(con, home, draft)
+        con.execute(f"SET VARIABLE at = {draft.number:d}")
+        results = checks.validate(con, home, draft, recipe.checks.warn_only)
+        broken = [v for v in results if v.critical and not v.success]
+        build = draft.model_copy(update={"validations": results, "status": "refused" if broken else "snapshot"})
+        build.write(home)
+        catalog.add_build(con, home, build)
+    catalog.publish(home)
+    report.write(home, build)
+    if broken:
+        raise BuildError(
+            f"build {build.number} is no snapshot: " + "; ".join(f"{v.layer}: {v.expectation} ({v.detail})" for v in broken)
+            + f". The report: {home / report.path(build)}"
+        )
+    return build

@@ -1,0 +1,201 @@
+"""The command line, `medloom`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infra.errors import MedloomError
+from infra.settings import be_quiet, default_home
+
+app = typer.Typer(
+    name="medloom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Build medical image-text datasets in the open: sources in, grounded and checked captions out.",
+)
+catalog_app = typer.Typer(no_args_is_help=True, help="The DuckDB index over a dataset's files.")
+knowledge_app = typer.Typer(no_args_is_help=True, help="Knowledge bases that captions are retrieved from.")
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(knowledge_app, name="knowledge")
+
+Home = Annotated[Path, typer.Option("--home", help="Folder of the dataset.", default_factory=default_home)]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
+Changes = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, such as stages.caption.captioner=llm.")
+]
+RunnerName = Annotated[str, typer.Option("--runner", help="inline, ray, auto or ray://HOST:PORT.")]
+
+
+@app.command()
+def build(
+    recipe: RecipeName,
+    home: Home,
+    set: Changes = [],  # noqa: B006
+    runner: RunnerName = "ray",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again whose failure may pass.")] = False,
+) -> None:
+    """Build what RECIPE describes and the dataset lacks, and record a snapshot."""
+    from flows.run import run_build
+
+    typer.echo(run_build(recipe, home, runner, set, retry_failed))
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT; layers are tables by their names.")],
+    home: Home,
+    format: Annotated[str, typer.Option(help="table, json or csv.")] = "table",
+    at: Annotated[int | None, typer.Option(help="Snapshot to ask; default: the newest.")] = None,
+) -> None:
+    """Ask the catalog."""
+    from catalog.catalog import query as ask
+
+    show(ask(home, query, at).to_pylist(), format)
+
+
+@app.command()
+def funnel(home: Home, format: Annotated[str, typer.Option(help="table, json or csv.")] = "table") -> None:
+    """What became of every row: in = kept + dropped + failed, by source and stage, and why the rest was rejected."""
+    from catalog.catalog import query as ask
+
+    show(ask(home, "SELECT * FROM funnel").to_pylist(), format)
+    if format == "table":
+        why = "SELECT source, stage, outcome, code, count(*) AS n FROM rejects GROUP BY ALL ORDER BY source, n DESC, code"
+        show(ask(home, why).to_pylist(), format)
+
+
+@app.command()
+def export(
+    home: Home,
+    out: Annotated[Path, typer.Option(help="Folder to write to; it must not exist or be empty.")],
+    where: Annotated[str, typer.Option(help="SQL condition over images, such as \"modality = 'CT'\".")] = "true",
+    format: Annotated[str, typer.Option("--format", help="An exporter; `medloom plugins` lists them.")] = "webdataset",
+    at: Annotated[int | None, typer.Option(help="Snapshot to export; default: the newest.")] = None,
+    option: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A parameter of the exporter.")] = [],  # noqa: B006
+) -> None:
+    """Write the rows that a condition picks in a training format."""
+    from flows.export import run_export
+
+    typer.echo(run_export(home, where, format, out, at, option))
+
+
+@app.command()
+def verify(home: Home) -> None:
+    """Rehash every shard of the newest snapshot and check that no row vanished."""
+    from rich.progress import track
+
+    from catalog import verify as check
+
+    units = check.manifests(home)
+    wrong = [line for unit in track(units, "verifying", disable=not sys.stderr.isatty()) for line in check.problems(home, unit)]
+    for line in wrong:
+        typer.echo(line, err=True)
+    shards = sum(len(unit.shards) for unit in units)
+    typer.echo(f"{len(units)} units, {shards} shards: {f'{len(wrong)} problems' if wrong else 'all as recorded'}")
+    raise typer.Exit(1 if wrong else 0)
+
+
+@catalog_app.command("rebuild")
+def catalog_rebuild(home: Home) -> None:
+    """Make the index again from builds, manifests and shards alone."""
+    from catalog.catalog import rebuild
+
+    rebuild(home)
+    typer.echo(f"{home / 'catalog.duckdb'} made again")
+
+
+@app.command()
+def plugins(format: Annotated[str, typer.Option(help="table, json or csv.")] = "table") -> None:
+    """List plug-ins: connectors, decoders, stages, experts, captioners, corpora and exporters, and why one cannot run."""
+    from infra.plugins import listed
+
+    rows = [{"kind": p.kind, "name": p.name, "runs here": p.reason or "yes", "what": p.summary} for p in listed()]
+    show(rows, format)
+
+
+@knowledge_app.command("build")
+def knowledge_build(recipe: RecipeName, home: Home, set: Changes = []) -> None:  # noqa: B006
+    """Build the knowledge bases that RECIPE declares; passages embedded before are not embedded again."""
+    from flows.knowledge import build_all
+
+    for line in build_all(recipe, home, set):
+        typer.echo(line)
+
+
+@knowledge_app.command("search")
+def knowledge_search(
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    home: Home,
+    base: Annotated[str | None, typer.Option(help="Knowledge base; needed when the dataset has several.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many passages.")] = 5,
+    format: Annotated[str, typer.Option(help="table, json or csv.")] = "table",
+) -> None:
+    """Search a knowledge base."""
+    from flows.knowledge import search
+
+    show(search(home, base, text, k), format)
+
+
+@app.command()
+def serve(
+    recipe: RecipeName,
+    home: Home,
+    cron: Annotated[str, typer.Option(help="When to build, as a cron line in UTC.")] = "0 3 * * *",
+    runner: RunnerName = "ray",
+    set: Changes = [],  # noqa: B006
+    port: Annotated[int, typer.Option(help="Port of the Prefect UI and API on 127.0.0.1.")] = 4200,
+) -> None:
+    """Start a local Prefect server with RECIPE's build as a scheduled deployment; Ctrl-C stops both."""
+    from flows.serve import serve as run
+
+    run(recipe, home, cron, runner, set, port)
+
+
+@app.command()
+def demo(
+    home: Home,
+    data: Annotated[Path | None, typer.Option(help="Folder of sample data to build from as well.")] = None,
+    runner: RunnerName = "ray",
+) -> None:
+    """Build the demo dataset from scans that ship inside installed packages, and show what came out."""
+    from flows.demo import run_demo
+
+    run_demo(home, data, runner)
+
+
+def show(rows: list[dict[str, Any]], format: str) -> None:
+    """Print rows as a table, as JSON lines' bigger brother (one array), or as CSV."""
+    if format == "json":
+        typer.echo(json.dumps(rows, indent=1, default=str))
+    elif format == "csv":
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+        typer.echo(buffer.getvalue(), nl=False)
+    elif format == "table":
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*(rows[0] if rows else ["no rows"]))
+        for row in rows:
+            table.add_row(*(Text("" if v is None else str(v)) for v in row.values()))
+        Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160).print(table)
+    else:
+        raise typer.BadParameter(f"{format!r} is not table, json or csv")
+
+
+def main() -> None:
+    """Entry point: errors of ours are one message and exit code 2, never a traceback."""
+    be_quiet()
+    try:
+        app()
+    except MedloomError as error:
+        typer.echo(f"medloom: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,107 @@
+"""The plan of a build: which units every partition needs, and which of them are not done yet.
+
+A pure function of the recipe, the sources' contents and the manifests at hand: no clock, no order of arrival. A unit
+whose key has a manifest is not built again; that is resume, caching and incremental refresh in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog.items import Partition
+from catalog.manifest import Entry, latest, scan
+from flows.recipe import Recipe, Source
+from infra.fileindex import FileIndex
+from infra.plugins import load
+from transforms.ingest import WRITES, Ingest
+from transforms.stage import Context, Stage
+from transforms.unit import IngestUnit, StageUnit, Unit, Upstream, ingest_key, stage_key
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The units of one partition, in order."""
+
+    partition: Partition
+    done: tuple[Entry, ...]
+    """manifests that stand already"""
+    todo: tuple[Unit, ...]
+    """what is left; empty when the partition is up to date, or its last manifest is quarantined"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build has to do."""
+
+    chains: tuple[Chain, ...]
+
+    @property
+    def todo(self) -> int:
+        """Units left to run."""
+        return sum(len(chain.todo) for chain in self.chains)
+
+    @property
+    def done(self) -> tuple[str, ...]:
+        """Paths of the manifests that stand already."""
+        return tuple(entry.path for chain in self.chains for entry in chain.done)
+
+
+def context_of(recipe: Recipe, home: Path) -> Context:
+    """What stages may use of their surroundings."""
+    return Context(home, {source.name: source.policy for source in recipe.sources})
+
+
+def make_plan(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
+    """List every source, and compare with what is done. Raises ConfigError when a source or a stage cannot work."""
+    entries = latest(scan(home))
+    context = context_of(recipe, home)
+    stages = [(c.name, load("stage", c.use).make_stage(c.params, context)) for c in recipe.stages]
+    with FileIndex(home / "cache" / "files.sqlite") as index:
+        chains = tuple(
+            _chain(source, partition, stages, home, entries, retry_failed)
+            for source in recipe.sources
+            for partition in load("connector", source.use).list_partitions(source.name, source.params, index)
+        )
+    return Plan(chains)
+
+
+def _chain(
+    source: Source, partition: Partition, stages: Sequence[tuple[str, Stage]], home: Path,
+    entries: Mapping[str, Entry], retry_failed: bool,
+) -> Chain:
+    done: list[Entry] = []
+    todo: list[Unit] = []
+    for unit in _units(source, partition, stages, home, entries, retry_failed):
+        entry = entries.get(unit.key)
+        if entry is None or entry.attempt < unit.attempt:
+            todo.append(unit)
+        else:
+            done.append(entry)
+            if entry.quarantined:
+                break
+    return Chain(partition, tuple(done), tuple(todo))
+
+
+def _units(
+    source: Source, partition: Partition, stages: Sequence[tuple[str, Stage]], home: Path,
+    entries: Mapping[str, Entry], retry_failed: bool,
+) -> Iterator[Unit]:
+    """Every unit of the partition. A retried unit has a new attempt, and with it new keys further down."""
+
+    def attempt(key: str) -> int:
+        entry = entries.get(key)
+        return 0 if entry is None else entry.attempt + (retry_failed and entry.retryable)
+
+    work = Ingest(source.name, source.use, source.params, source.ingest, source.terms)
+    key = ingest_key(work, partition, home)
+    yield IngestUnit(work, partition, key, attempt(key))
+    writers: dict[str, list[Upstream]] = {layer: [Upstream("ingest", key, attempt(key))] for layer in WRITES}
+    for name, stage in stages:
+        read = dict.fromkeys(u for layer in ("images", *stage.reads) for u in writers.get(layer, ()))
+        upstream = tuple(read)
+        key = stage_key(stage, upstream)
+        yield StageUnit(name, stage, partition, upstream, key, attempt(key))
+        for layer in stage.writes:
+            writers.setdefault(layer, []).append(Upstream(name, key, attempt(key)))

@@ -1,0 +1,96 @@
+"""Files that are either whole or absent, and addresses that say where data lies.
+
+`write_atomic` is the only way medloom makes a file that a reader may trust: temporary name, fsync, rename, fsync of the
+folder. An address is a path, or `pkg:PACKAGE/PATH` for data that ships inside an installed package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from infra.errors import ConfigError
+from infra.keys import sha256
+
+TEMPORARY = ".tmp-"
+"""Prefix of unfinished files; readers skip it and `sweep` removes what a killed process left."""
+_HOST = sha256(socket.gethostname().encode())[:8]
+
+
+def write_atomic(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a temporary file beside `path`, then move it into place; on any error nothing is left."""
+    draft = draft_of(path)
+    try:
+        fill(draft)
+        publish(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def draft_of(path: Path) -> Path:
+    """The temporary name beside `path` under which this process may write it; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f"{TEMPORARY}{_HOST}-{os.getpid()}-{path.name}")
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Move a finished draft to its name so that the move survives a power cut."""
+    _sync(draft)
+    os.replace(draft, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`write_atomic` for bytes at hand."""
+    write_atomic(path, lambda draft: draft.write_bytes(data))
+
+
+def sweep(folder: Path) -> int:
+    """Remove drafts that dead processes of this machine left; returns how many. Those of other machines are not ours."""
+    swept = 0
+    for path in folder.rglob(f"{TEMPORARY}{_HOST}-*"):
+        process = path.name.removeprefix(f"{TEMPORARY}{_HOST}-").partition("-")[0]
+        if not Path(f"/proc/{process}").exists():
+            path.unlink(missing_ok=True)
+            swept += 1
+    return swept
+
+
+def resolve(address: str, base: Path | None = None) -> Path:
+    """The local folder or file of an address; a relative path is taken from `base` (the recipe's folder)."""
+    if address.startswith("pkg:"):
+        package, _, inner = address.removeprefix("pkg:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(f"{address}: the package {package!r} is not installed; install it or change the address")
+        path = Path(next(iter(spec.submodule_search_locations))) / inner
+    else:
+        path = Path(os.path.expandvars(address)).expanduser()
+        path = path if path.is_absolute() else (base or Path.cwd()) / path
+    if not path.exists():
+        raise ConfigError(f"{address}: nothing there ({path}); check the path in the recipe")
+    return path
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """All regular files under a folder in a fixed order, hidden ones left out, links to folders not followed."""
+    if root.is_file():
+        yield root
+        return
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(n for n in names if not n.startswith((".", "__MACOSX")))
+        for name in sorted(files):
+            path = Path(folder) / name
+            if not name.startswith(".") and path.is_file():
+                yield path

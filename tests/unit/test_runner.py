@@ -1,0 +1,82 @@
+"""Both runners keep the same promises: every step once, chains in order, errors stop their chain alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.errors import ConfigError
+from infra.runner import InlineRunner, RayRunner, Runner, Step, open_runner
+
+
+@pytest.fixture(autouse=True, scope="module")
+def travel() -> None:
+    """Workers cannot import this file: its functions travel by value."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(params=["inline", "ray"], scope="module")
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    with InlineRunner() if request.param == "inline" else RayRunner(cpus=2) as running:
+        yield running
+
+
+def log(payload: tuple[str, str], state: Any) -> str:
+    with open(payload[0], "a") as file:
+        file.write(payload[1] + "\n")
+    return payload[1]
+
+
+def fail(payload: Any, state: Any) -> None:
+    raise payload
+
+
+def remember(payload: Any, state: list[int]) -> tuple[int, int]:
+    state.append(1)
+    return os.getpid(), len(state)
+
+
+def test_every_step_ends_once_and_chains_keep_their_order(runner: Runner, tmp_path: Path) -> None:
+    file = str(tmp_path / "log")
+    chains = [[Step(f"{c}{s}", log, (file, f"{c}{s}")) for s in range(3)] for c in "abcde"]
+    done = list(runner.run(chains))
+    lines = Path(file).read_text().split()
+    assert sorted(lines) == sorted(d.value for d in done) == sorted(s.id for chain in chains for s in chain)
+    assert all([line for line in lines if line[0] == c] == [f"{c}0", f"{c}1", f"{c}2"] for c in "abcde")
+
+
+def test_a_bug_stops_its_chain_and_no_other(runner: Runner) -> None:
+    chains = [[Step("bad", fail, ValueError("oops")), Step("never", fail, None)], [Step("good", _echo, 1)]]
+    done = {d.step.id: d for d in runner.run(chains)}
+    assert set(done) == {"bad", "good"}
+    assert "ValueError: oops" in (done["bad"].error or "") and done["good"].value == 1
+
+
+def _echo(payload: Any, state: Any) -> Any:
+    return payload
+
+
+def test_an_error_of_ours_that_ends_the_run_is_marked(runner: Runner) -> None:
+    (done,) = runner.run([[Step("x", fail, ConfigError("no key"))]])
+    assert isinstance(done.fatal, ConfigError) and str(done.fatal) == "no key"
+
+
+def test_what_a_pool_opened_is_kept(runner: Runner) -> None:
+    steps = [[Step(f"s{i}", remember, None, pool="p", open=list)] for i in range(6)]
+    counts: dict[int, int] = {}
+    for done in runner.run(steps):
+        pid, count = done.value
+        counts[pid] = max(count, counts.get(pid, 0))
+    assert sum(counts.values()) == 6 and len(counts) <= 2
+
+
+def test_an_unknown_runner_is_named() -> None:
+    with pytest.raises(ConfigError, match="inline, ray, auto"):
+        open_runner("spark")

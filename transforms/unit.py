@@ -1,0 +1,232 @@
+"""A unit of work: one stage over one partition, from its inputs to its manifest.
+
+The invariant, checked at commit: rows in = kept + dropped + failed, each row counted once, and rows written only for
+samples kept. A unit that is killed leaves no manifest, so it was never done; doing it again writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from catalog import shards
+from catalog.items import Partition
+from catalog.manifest import Entry, Manifest, find
+from catalog.schema import LAYERS, VERSION
+from infra.keys import key
+from infra.settings import be_quiet
+from transforms.ingest import WRITES, Ingest
+from transforms.stage import Outcome, Reject, Stage, fingerprint, of_samples
+
+SOFTWARE = ("medloom", "pyarrow", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A unit that another one reads."""
+
+    stage: str
+    key: str
+    attempt: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its key, and the attempt where it is not the first: what the keys of units further down are made from."""
+        return f"{self.key}.{self.attempt}" if self.attempt else self.key
+
+
+@dataclass(frozen=True)
+class IngestUnit:
+    """Ingest one partition of a source."""
+
+    work: Ingest
+    partition: Partition
+    key: str
+    attempt: int = 0
+
+    @property
+    def stage(self) -> str:
+        return self.work.name
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return WRITES
+
+    def expected(self) -> list[str]:
+        """What must come out, one way or the other, beside what each batch names: the partition's items."""
+        return [item for item, _ in self.partition.contents]
+
+    def outcomes(self, home: Path, state: Any) -> Iterator[tuple[list[str] | None, Outcome]]:
+        for outcome in self.work.outcomes(self.partition, home):
+            yield None, outcome
+
+    def record(self, home: Path) -> dict[str, Any]:
+        """What the manifest says of the work."""
+        return {
+            "stage_version": self.work.version, "params": self.work.settings(),
+            "ingredients": self.work.ingredients(home), "inputs": (self.partition.key,),
+        }
+
+
+@dataclass(frozen=True)
+class StageUnit:
+    """One later stage over one partition, reading what earlier units of the partition wrote."""
+
+    stage: str
+    """what the recipe calls it"""
+    work: Stage
+    partition: Partition
+    upstream: tuple[Upstream, ...]
+    key: str
+    attempt: int = 0
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return self.work.writes
+
+    def expected(self) -> list[str]:
+        """Nothing beside the samples that each batch names."""
+        return []
+
+    def outcomes(self, home: Path, state: Any) -> Iterator[tuple[list[str] | None, Outcome]]:
+        inputs = [shard for entry in self.entries(home) for shard in entry.read(home).shards]
+        others = {layer: shards.read(home, inputs, layer) for layer in self.work.reads if layer != "images"}
+        for images in shards.batches(home, inputs, self.work.pixels):
+            ids = images["sample_id"].to_pylist()
+            tables = {"images": images, **{name: of_samples(table, ids) for name, table in others.items()}}
+            yield ids, self.work(tables, state)
+
+    def entries(self, home: Path) -> list[Entry]:
+        """The manifests of what it reads, as their names tell."""
+        found = []
+        for unit in self.upstream:
+            entry = find(home, self.partition.source, unit.stage, self.partition.name, unit.key)
+            if entry is None or entry.attempt != unit.attempt:
+                where = f"{self.partition.source}/{self.partition.name}"
+                raise FileNotFoundError(f"{unit.stage} of {where} has no manifest; run the build again")
+            found.append(entry)
+        return found
+
+    def record(self, home: Path) -> dict[str, Any]:
+        """What the manifest says of the work."""
+        return {
+            "stage_version": self.work.version, "params": self.work.params.model_dump(mode="json"),
+            "ingredients": dict(self.work.ingredients), "inputs": tuple(u.name for u in self.upstream),
+        }
+
+
+def ingest_key(work: Ingest, partition: Partition, home: Path) -> str:
+    """The key of an ingest unit: the partition's contents and everything that decides the rows."""
+    return key("ingest", work.version, partition.key, work.settings(), dict(work.ingredients(home)), VERSION)
+
+
+def stage_key(work: Stage, upstream: Sequence[Upstream]) -> str:
+    """The key of a stage's unit: the keys of what it is made from and the stage's fingerprint."""
+    return key("unit", [u.name for u in upstream], fingerprint(work), VERSION)
+
+
+Unit = IngestUnit | StageUnit
+
+
+class BookkeepingError(Exception):
+    """A stage lost or doubled rows: a bug in the stage, never in the data."""
+
+
+def run_unit(unit: Unit, home: str, max_failed: float, state: Any) -> str | None:
+    """Do the work and commit it; returns the manifest's path, relative to the home.
+
+    None, and nothing done, when what it reads is quarantined. `max_failed` is the share of failed rows above which the
+    unit itself is. Raises whatever bug the stage has.
+    """
+    be_quiet()
+    if isinstance(unit, StageUnit) and any(entry.quarantined for entry in unit.entries(Path(home))):
+        return None
+    started, root, partition = time.monotonic(), Path(home), unit.partition
+    name = f"{partition.name}-{unit.key}" + (f".{unit.attempt}" if unit.attempt else "")
+    books = _Books(unit)
+    with ExitStack() as stack:
+        writers = {
+            layer: stack.enter_context(shards.ShardWriter(root, layer, partition.source, name))
+            for layer in (*unit.writes, "rejects")
+        }
+        small: dict[str, list[pa.Table]] = {}
+        for expected, outcome in unit.outcomes(root, state):
+            books.add(expected, outcome)
+            for layer, table in outcome.tables.items():
+                if layer == "images":
+                    writers[layer].write(table)
+                else:
+                    small.setdefault(layer, []).append(table)
+        rejects = books.rejected()
+        small["rejects"] = [LAYERS["rejects"].table(rejects)]
+        for layer, tables in small.items():
+            writers[layer].write(pa.concat_tables(tables))
+        written = tuple(shard for writer in writers.values() if (shard := writer.finish()))
+    outcomes = Counter(row["outcome"] for row in rejects)
+    manifest = Manifest(
+        key=unit.key, source=partition.source, partition=partition.name, stage=unit.stage,
+        schema_version=VERSION, attempt=unit.attempt,
+        rows_in=len(books.kept) + len(rejects), kept=len(books.kept), dropped=outcomes["dropped"],
+        failed=outcomes["failed"], retryable=sum(row["retryable"] for row in rejects),
+        quarantined=outcomes["failed"] > max_failed * (len(books.kept) + len(rejects)),
+        shards=written, software={name: version(name) for name in SOFTWARE},
+        seconds=round(time.monotonic() - started, 3), **unit.record(root),
+    )
+    manifest.write(root)
+    return manifest.path
+
+
+class _Books:
+    """Counts every row once. For ingest all items of the partition are expected, for a stage each batch's samples."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self._open = set(unit.expected())
+        self._rejects: list[Reject] = []
+        self.kept: list[str] = []
+
+    def add(self, expected: Sequence[str] | None, outcome: Outcome) -> None:
+        self._open.update(expected or ())
+        out = [*outcome.kept, *(r.item for r in outcome.rejects)]
+        twice = [item for item, times in Counter(out).items() if times > 1]
+        strange = set(out) - self._open
+        if twice or strange:
+            raise BookkeepingError(f"{self._where}: counted twice {twice[:3]}, never put in {sorted(strange)[:3]}")
+        self._open.difference_update(out)
+        if expected is not None:
+            self._check_rows(outcome.tables, set(outcome.kept))
+        self.kept.extend(outcome.kept)
+        self._rejects.extend(outcome.rejects)
+
+    def rejected(self) -> list[dict[str, Any]]:
+        """The rows of `rejects`; raises when something went in and never came out."""
+        if self._open:
+            raise BookkeepingError(f"{self._where}: {len(self._open)} rows never came out, such as {min(self._open)}")
+        return [
+            {
+                "item": reject.item, "source": self._unit.partition.source, "partition": self._unit.partition.name,
+                "stage": self._unit.stage, "outcome": reject.error.outcome, "code": reject.error.code,
+                "message": reject.error.message[:500], "retryable": reject.error.retryable,
+                "attempt": self._unit.attempt,
+            }
+            for reject in self._rejects
+        ]
+
+    def _check_rows(self, tables: Mapping[str, pa.Table], kept: set[str]) -> None:
+        for layer, table in tables.items():
+            if layer not in self._unit.writes:
+                raise BookkeepingError(f"{self._where} wrote {layer}, which it does not declare in `writes`")
+            if loose := set(table["sample_id"].to_pylist()) - kept:
+                raise BookkeepingError(f"{self._where} wrote {layer} rows for samples it did not keep: {min(loose)}")
+
+    @property
+    def _where(self) -> str:
+        return f"{type(self._unit.work).__name__} over {self._unit.partition.source}/{self._unit.partition.name}"
