@@ -6,7 +6,7 @@ is passed through Prefect but small records; the catalog is the cache, so Prefec
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
@@ -26,11 +26,20 @@ from catalog import report, sheet
 from catalog.builds import Build
 from catalog.catalog import query, reader
 from flows import build as work
+from flows.plan import Plan
 from flows.recipe import find_recipe, load_recipe
 from infra.errors import MedloomError
 from infra.runner import open_runner
 
-Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+watch: Callable[[work.Progress], object] = lambda _: None  # noqa: E731
+"""Told of progress beside the artifact: the command line's progress bar."""
+
+
+class _Opaque:
+    """Prefect walks through what tasks return, and a plan may be large."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
 
 @flow(name="build", flow_run_name="{recipe}", persist_result=False, retries=0)
@@ -52,10 +61,10 @@ def build(
         log.info("source left out: %s", why)
 
     @task(name="plan", persist_result=False, cache_policy=NO_CACHE)
-    def plan() -> work.Plan:
-        return work.prepare(steps, root, retry_failed)
+    def plan() -> _Opaque:
+        return _Opaque(work.prepare(steps, root, retry_failed))
 
-    todo = plan()
+    todo = plan().plan
     if same := work.up_to_date(todo, root):
         log.info("nothing to do: snapshot %d is what the recipe describes", same.number)
         return f"nothing to do: snapshot {same.number} is up to date"
@@ -98,6 +107,7 @@ _SHOW_EVERY = 0.02
 def _show(artifact: UUID, progress: work.Progress) -> None:
     """Move the progress bar in steps of two percent: each move is a request to the server."""
     share, step = progress.done / max(progress.todo, 1), max(1, int(progress.todo * _SHOW_EVERY))
+    watch(progress)
     if progress.done % step == 0 or progress.done == progress.todo:
         update_progress_artifact(artifact, progress=round(100 * share, 1))
 

@@ -1,1 +1,64 @@
-"""Knowledge bases of a recipe: built when they are missing or their corpora changed."""
+"""Knowledge bases of a recipe: built when the recipe's declaration is new, refreshed when somebody asks for it.
+
+A build does not read the corpora again as long as the recipe says the same of them, so that a build with nothing to do
+takes seconds; `medloom knowledge build` reads them again and embeds what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.recipe import Knowledge, Recipe, find_recipe, load_recipe
+from infra.errors import ConfigError
+from infra.keys import key
+from infra.storage import write_bytes
+from transforms.embedding import DEFAULT_MODEL
+from transforms.knowledge import build, open_base
+
+Tell = Callable[[int, int], object]
+"""(texts embedded, texts to embed)"""
+
+
+def ensure_knowledge(recipe: Recipe, home: Path, progress: Tell | None = None) -> None:
+    """Build the recipe's knowledge bases that are missing or declared otherwise than when they were built."""
+    for declared in recipe.knowledge:
+        mark = home / "knowledge" / f"{declared.name}.declared"
+        if not mark.exists() or mark.read_text() != _declaration(declared):
+            _build(declared, home, progress)
+
+
+def build_all(recipe: str, home: Path, changes: Sequence[str]) -> Iterator[str]:
+    """Build the knowledge bases of a recipe from its corpora as they are now; yields a line about each."""
+    from rich.progress import Progress
+
+    declared = load_recipe(find_recipe(recipe), changes).knowledge
+    if not declared:
+        raise ConfigError(f"{recipe} declares no `knowledge:`")
+    for knowledge in declared:
+        with Progress() as bars:
+            bar = bars.add_task(f"embedding {knowledge.name}", total=None)
+            yield _build(knowledge, home, lambda done, of: bars.update(bar, completed=done, total=of))  # noqa: B023
+
+
+def search(home: Path, name: str | None, text: str, k: int) -> list[dict[str, Any]]:
+    """The passages nearest to a text, as rows for a table."""
+    known = sorted(path.stem for path in (home / "knowledge").glob("*.json"))
+    if name is None:
+        if len(known) != 1:
+            raise ConfigError(f"which knowledge base? {home} has {', '.join(known) or 'none'}; name it with --base")
+        name = known[0]
+    hits = open_base(home / "knowledge", name).search([text], k)[0]
+    return [{"score": h.score, "id": h.passage.id, "text": h.passage.text, "licence": h.passage.licence} for h in hits]
+
+
+def _build(declared: Knowledge, home: Path, progress: Tell | None) -> str:
+    corpora = [(corpus.use, corpus.params) for corpus in declared.corpora]
+    base = build(corpora, home / "knowledge", declared.name, declared.model or DEFAULT_MODEL, progress=progress)
+    write_bytes(home / "knowledge" / f"{declared.name}.declared", _declaration(declared).encode())
+    return f"{declared.name}: {base.record['passages']} passages of {', '.join(base.corpora)}, version {base.key}"
+
+
+def _declaration(declared: Knowledge) -> str:
+    return key("knowledge", declared.model_dump(mode="json"))

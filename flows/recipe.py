@@ -5,6 +5,7 @@
       - name: ct
         use: dicom              # a connector plug-in; its own parameters stand beside
         root: pkg:pydicom/data/test_files
+        ingest: {max_side: 1024}    # how items become samples; `ingest:` beside `sources:` holds for all of them
     stages:
       - use: ground             # a stage plug-in, likewise
       - use: caption
@@ -36,7 +37,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Source(_Section):
+class Source(SourceTerms):
     """One source: a connector, its parameters, and the terms it comes under."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -46,8 +47,12 @@ class Source(_Section):
     """the connector's parameters"""
     policy: Literal["local", "approved", "any"] = "local"
     """which model endpoints the source's rows may reach"""
-    terms: SourceTerms = SourceTerms()
     ingest: IngestParams = IngestParams()
+
+    @property
+    def terms(self) -> SourceTerms:
+        """The terms alone."""
+        return SourceTerms.model_validate(self.model_dump(include=set(SourceTerms.model_fields)))
 
 
 class StageChoice(_Section):
@@ -124,9 +129,10 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         _set(raw, change)
     base = path.resolve().parent
     values = {k: v for k, v in (raw.pop("vars", None) or {}).items()}
+    common = raw.pop("ingest", None) or {}
     sources, left_out = [], []
     for entry in raw.pop("sources", None) or []:
-        filled, missing = _fill(entry, values)
+        filled, missing = _fill({**entry, "ingest": {**common, **(entry.get("ingest") or {})}}, values)
         if missing:
             left_out.append(f"{entry.get('name')}: {', '.join(missing)} not set (--set vars.{missing[0]}=…)")
         else:

@@ -1,0 +1,73 @@
+"""LLaVA JSON: `llava.json` with conversations, and the images beside it under `images/`.
+
+Turns alternate human and gpt, the first human turn holds the one `<image>`; region texts follow as further turns whose
+boxes are normalised to 0..1 of the image, with three decimals, as LLaVA's own grounding data writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from catalog.exports import CAPTION_KINDS, Counts
+from catalog.selection import Row
+
+NAME = "llava"
+REQUIRES: dict[str, str] = {}
+
+
+class Params(BaseModel):
+    """What the turns say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    caption: tuple[str, ...] = Field(CAPTION_KINDS, description="kinds of text for the first answer")
+    question: str = Field("Describe this image.", description="the first human turn, after <image>")
+    region_question: str = Field("What is in the region {box}?", description="the human turn before a region's text")
+    regions: bool = Field(True, description="add a turn for each text about one region")
+
+
+def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
+    """Write llava.json and images/. Samples without a caption are left out and counted."""
+    counts = Counts()
+    (out / "images").mkdir()
+    with open(out / "llava.json", "w", encoding="utf-8") as file:
+        file.write("[")
+        for row in rows:
+            caption = row.caption(params.caption)
+            if caption is None:
+                counts.without_caption += 1
+                continue
+            name = f"{row.id}.{row.suffix}"
+            (out / "images" / name).write_bytes(row.image["image"]["bytes"])
+            record = {"id": row.id, "image": name, "conversations": _turns(row, str(caption["text"]), params)}
+            file.write(",\n" if counts.written else "\n")
+            file.write(json.dumps(record, ensure_ascii=False))
+            counts.add(row)
+        file.write("\n]\n")
+    return counts
+
+
+def _turns(row: Row, caption: str, params: Params) -> list[dict[str, str]]:
+    turns = [("human", f"<image>\n{params.question}"), ("gpt", _safe(caption))]
+    boxes = {roi["roi_id"]: roi["box"] for roi in row.rois}
+    for text in row.texts if params.regions else ():
+        if text["kind"] == "region" and len(text["roi_ids"]) == 1 and text["roi_ids"][0] in boxes:
+            turns.append(("human", params.region_question.format(box=_box(boxes[text["roi_ids"][0]], row.image))))
+            turns.append(("gpt", _safe(text["text"])))
+    return [{"from": who, "value": value} for who, value in turns]
+
+
+def _safe(text: str) -> str:
+    """A text that holds the image token would make two images of one."""
+    return text.replace("<image>", "image")
+
+
+def _box(box: list[int], image: Any) -> str:
+    width, height = image["width"], image["height"]
+    x0, y0, x1, y1 = box
+    return f"[{x0 / width:.3f}, {y0 / height:.3f}, {x1 / width:.3f}, {y1 / height:.3f}]"
