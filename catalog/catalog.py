@@ -10,6 +10,7 @@ or the one that `at` names; `images` has all columns but the bytes, and `shard`,
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from infra.storage import write_atomic
 
 FILE, PUBLISHED = "catalog.duckdb", "catalog.ro.duckdb"
 LOCK_WAIT_S = 30.0
+_FENCE = {"enable_external_access": "false", "python_enable_replacements": "false", "lock_configuration": "true"}
+"""No file but the catalog, no variable of the calling program, and no way to change that."""
 
 
 class CatalogError(MedloomError):
@@ -43,38 +46,58 @@ CREATE TABLE IF NOT EXISTS units (path VARCHAR PRIMARY KEY, key VARCHAR, source 
 CREATE TABLE IF NOT EXISTS build_units (build INTEGER, unit VARCHAR);
 CREATE TABLE IF NOT EXISTS shards (path VARCHAR PRIMARY KEY, layer VARCHAR, unit VARCHAR, rows BIGINT, bytes BIGINT,
   sha256 VARCHAR);
-CREATE OR REPLACE VIEW snapshot AS SELECT coalesce(getvariable('at')::INTEGER,
+CREATE OR REPLACE VIEW snapshot AS SELECT coalesce(getvariable('snapshot')::INTEGER,
   (SELECT max(number) FROM builds WHERE status = 'snapshot')) AS number;
 CREATE OR REPLACE VIEW current_units AS SELECT u.* FROM units u
   WHERE u.path IN (SELECT unit FROM build_units WHERE build = (SELECT number FROM snapshot));
-CREATE OR REPLACE VIEW funnel AS SELECT source, stage, count(*) AS partitions, sum(rows_in)::BIGINT AS rows_in,
+CREATE OR REPLACE VIEW funnel AS SELECT * FROM (SELECT source, stage, count(*) AS partitions, sum(rows_in)::BIGINT AS rows_in,
   sum(kept)::BIGINT AS kept, sum(dropped)::BIGINT AS dropped, sum(failed)::BIGINT AS failed,
   sum(quarantined::INTEGER)::BIGINT AS quarantined, sum(rows_in) = sum(kept) + sum(dropped) + sum(failed) AS balanced
-  FROM current_units GROUP BY ALL ORDER BY source, stage <> 'ingest', stage;
+  FROM current_units GROUP BY ALL) ORDER BY source, stage <> 'ingest', stage;
 """
 
 
 def query(home: Path, sql: str, at: int | None = None) -> pa.Table:
-    """The answer to one SELECT over the published catalog, which cannot reach files, the network or the settings."""
+    """The answer to one SELECT over the published catalog, which cannot reach files, the network or the settings.
+
+    Columns of one name are told apart by a number: id, id_1. Raises CatalogError with DuckDB's words when it cannot be
+    answered.
+    """
+    import duckdb
+
     with reader(home, at) as con:
-        return con.sql(sql).to_arrow_table()
+        try:
+            statements = con.extract_statements(sql)
+            if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
+                raise CatalogError("the catalog answers one SELECT at a time; it is made from files and never written by SQL")
+            answer = con.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise CatalogError(f"the catalog cannot answer: {error}") from None
+    names: list[str] = []
+    for name in answer.column_names:
+        twins = (f"{name}_{n}" for n in itertools.count(1))
+        names.append(name if name not in names else next(t for t in twins if t not in answer.column_names + names))
+    return answer.rename_columns(names)
 
 
 @contextmanager
 def reader(home: Path, at: int | None = None) -> Iterator[Any]:
-    """A fenced read-only DuckDB connection to the published copy."""
+    """A fenced read-only DuckDB connection to the published copy; raises ConfigError for a snapshot there is not."""
     import duckdb
 
     path = home / PUBLISHED
     if not path.exists():
         raise CatalogError(f"{home} has no snapshot yet: run `medloom build RECIPE --home {home}`")
-    with duckdb.connect(str(path), read_only=True, config={"enable_external_access": "false"}) as con:
+    try:
+        con = duckdb.connect(str(path), read_only=True, config=_FENCE)
+    except duckdb.Error as error:
+        raise CatalogError(f"{path} cannot be opened; `medloom catalog rebuild` makes it again: {error}") from None
+    with con:
         if at is not None:
-            known = [n for (n,) in con.execute("SELECT number FROM builds WHERE status = 'snapshot'").fetchall()]
+            known = [n for (n,) in con.execute("SELECT number FROM builds WHERE status = 'snapshot' ORDER BY 1").fetchall()]
             if at not in known:
-                raise ConfigError(f"there is no snapshot {at}; known: {', '.join(map(str, known))}")
-            con.execute(f"SET VARIABLE at = {at:d}")
-        con.execute("SET lock_configuration = true")
+                raise ConfigError(f"there is no snapshot {at}; known: {', '.join(map(str, known)) or 'none'}")
+            con.execute(f"SET VARIABLE snapshot = {at:d}")
         yield con
 
 

@@ -69,7 +69,7 @@ class Layer:
         return pa.Table.from_arrays(columns, schema=self.schema)
 
 
-SAMPLE = Field("sample_id", STR, "hash of the source's bytes and the place within them (page, slice, panel)", True)
+SAMPLE = Field("sample_id", STR, "hash of source, item, its bytes and the place within them (page, slice, panel)", True)
 LICENCES = (
     Field("licence_image", STR, "licence of the pixels as an SPDX-like code (CC-BY-4.0, CC0-1.0 …); null: unknown"),
     Field("licence_text", STR, "licence of the source's own texts"),
@@ -106,7 +106,7 @@ _LAYERS = (
         *LICENCES,
     )),
     Layer("volumes", "a 3-D scan, by reference", ("volume_id",), (
-        Field("volume_id", STR, "hash of the bytes of its files in order", True),
+        Field("volume_id", STR, "hash of source, series and the bytes of its files in order", True),
         Field("source", STR, "name of the source in the recipe", True),
         Field("group_id", STR, "patient, pseudonymous", True),
         Field("items", _list(STR), "the source's items it is made of, in slice order", True),

@@ -1,30 +1,50 @@
 """A selection: the samples of a snapshot that an SQL condition picks, with everything said about them.
 
-The list of sample ids is the reproducible thing: a snapshot's number and a condition give the same list, in the same
-order, each time. Rows are streamed shard by shard; memory holds one row group.
+The list of sample ids is the reproducible thing: a snapshot's number and a condition (that is not itself random) pick
+the same samples each time, and rows come in one order: by source, by shard, by place in the shard. `sha256` names the
+set of samples alone, so it also stays when they are stored in other shards. Rows are streamed: memory holds the ids,
+one row group of pictures, and what is said about the samples of one partition.
+
+>>> selection = Selection(home, where="modality = 'CT' AND width >= 512")
+>>> len(selection), next(selection.rows()).caption(["global"])["text"]
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catalog.catalog import reader
+from catalog.catalog import CatalogError, reader
+from catalog.schema import LAYERS
 from infra.errors import ConfigError
 from infra.keys import key
 
 ABOUT = ("labels", "rois", "texts")
 """Layers that travel with a sample."""
+_MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHARDS_ABOUT = """
+SELECT other.layer, other.path FROM shards mine
+JOIN current_units ingest ON mine.unit = ingest.path
+JOIN current_units unit ON unit.source = ingest.source AND unit.partition = ingest.partition
+JOIN shards other ON other.unit = unit.path
+WHERE mine.path = ? AND NOT unit.quarantined ORDER BY other.path
+"""
+"""What is said about a sample lies in shards of its own partition: no scan of whole layers for each shard."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sample as an exporter sees it."""
+    """One sample as an exporter sees it. Rows of each layer are in the order of the layer's key."""
 
     image: Mapping[str, Any]
     """its row of `images`, bytes included"""
@@ -37,9 +57,18 @@ class Row:
         return str(self.image["sample_id"])
 
     @property
+    def name(self) -> str:
+        """What files of the sample are called: its id, or a hash of it where an id from elsewhere could be a path."""
+        return self.id if _PLAIN.fullmatch(self.id) else key("name", self.id)
+
+    @property
     def suffix(self) -> str:
-        """File name ending of the stored image, without the dot."""
-        return str(self.image["image"]["path"]).rpartition(".")[2]
+        """png, jpg, gif or webp, judged by the bytes."""
+        head = bytes(self.image["image"]["bytes"][:4])
+        for magic, suffix in _MAGIC:
+            if head.startswith(magic):
+                return suffix
+        raise CatalogError(f"sample {self.id}: the stored image is no web format; `medloom verify` finds what is damaged")
 
     def caption(self, kinds: Sequence[str]) -> Mapping[str, Any] | None:
         """The first text of the first kind that the sample has one of."""
@@ -48,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which samples, of which snapshot, by which condition."""
+    """Which samples, of which snapshot, by which condition. Raises ConfigError when the condition is none."""
 
     home: Path
     where: str = "true"
@@ -58,48 +87,77 @@ class Selection:
     def snapshot(self) -> int:
         """Number of the snapshot."""
         with reader(self.home, self.at) as con:
-            return int(con.execute("SELECT number FROM snapshot").fetchone()[0])
+            (number,) = con.execute("SELECT number FROM snapshot").fetchone()
+        if number is None:
+            raise CatalogError(f"{self.home} has no snapshot, only refused builds; {self.home / 'builds'} says why")
+        return int(number)
 
     @cached_property
-    def _picked(self) -> list[tuple[str, str]]:
+    def _picked(self) -> pa.Table:
+        """(shard, samples), one row a shard; ids stay in Arrow, which takes a third of what Python strings do."""
         import duckdb
 
-        with reader(self.home, self.at) as con:
+        with reader(self.home, self.snapshot) as con:
             try:
-                return con.execute(  # type: ignore[no-any-return]
-                    f"SELECT shard, sample_id FROM images WHERE ({self.where}\n) ORDER BY source, shard, sample_id"
-                ).fetchall()
+                # a relation's filter is parsed as one expression, so a condition cannot grow into another statement
+                picked = con.view("images").filter(self.where)
+                by_shard = picked.aggregate("source, shard, list(sample_id) AS samples", "source, shard")
+                return by_shard.order("source, shard").project("shard, samples").to_arrow_table()
             except duckdb.Error as error:
                 raise ConfigError(f"--where {self.where!r} is not a condition over images: {error}") from None
 
     def __len__(self) -> int:
-        return len(self._picked)
+        return sum(len(samples) for samples in self._picked["samples"])
 
     @property
-    def key(self) -> str:
-        """Hash of the list of sample ids."""
-        return key("selection", [sample for _, sample in self._picked])
+    def sha256(self) -> str:
+        """SHA-256 of the sample ids, sorted, a line feed after each."""
+        digest = hashlib.sha256()
+        ids = pc.list_flatten(self._picked["samples"])
+        for sample in ids.take(pc.sort_indices(ids)):
+            digest.update(f"{sample}\n".encode())
+        return digest.hexdigest()
 
     def rows(self) -> Iterator[Row]:
-        """The samples in the order of their source, shard and place in the shard."""
-        by_shard: dict[str, set[str]] = {}
-        for shard, sample in self._picked:
-            by_shard.setdefault(shard, set()).add(sample)
-        with reader(self.home, self.at) as con:
-            for shard, wanted in by_shard.items():
-                about = {layer: _about(con, layer, wanted) for layer in ABOUT}
-                with pq.ParquetFile(self.home / shard) as file:
-                    for group in range(file.num_row_groups):
-                        for image in file.read_row_group(group).to_pylist():
-                            if image["sample_id"] in wanted:
-                                found = {layer: rows.get(image["sample_id"], []) for layer, rows in about.items()}
-                                yield Row(image, **found)
+        """The samples in the order of their source, shard and place in the shard.
 
+        Raises CatalogError when a shard is gone or does not hold a sample that the catalog says it holds.
+        """
+        with reader(self.home, self.snapshot) as con:
+            for shard, samples in zip(*self._picked.columns, strict=True):
+                about = {layer: self._about(con, str(shard), layer) for layer in ABOUT}
+                missing = len(samples)
+                for image in self._images(str(shard), pa.array(samples.values)):
+                    yield Row(image, **{layer: rows.get(image["sample_id"], []) for layer, rows in about.items()})
+                    missing -= 1
+                if missing:
+                    raise CatalogError(f"{shard} lacks {missing} of the samples picked; `medloom verify` says what is wrong")
 
-def _about(con: Any, layer: str, samples: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """sample_id -> its rows of a layer."""
-    sql = f"SELECT * EXCLUDE shard FROM {layer} WHERE sample_id IN (SELECT unnest(?)) ORDER BY ALL"
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in con.execute(sql, [sorted(samples)]).to_arrow_table().to_pylist():
-        found.setdefault(row["sample_id"], []).append(row)
-    return found
+    def _images(self, shard: str, wanted: pa.Array) -> Iterator[dict[str, Any]]:
+        """Rows of `images` by row group; groups without a wanted sample are not read."""
+        with pq.ParquetFile(self._file(shard)) as file:
+            for group in range(file.num_row_groups):
+                ids = file.read_row_group(group, columns=["sample_id"])["sample_id"]
+                picked = pc.indices_nonzero(pc.is_in(ids, wanted))
+                if len(picked):
+                    table = file.read_row_group(group)
+                    for place in picked.to_pylist():  # one at a time: each picture is copied when it is turned to Python
+                        yield table.slice(place, 1).to_pylist()[0]
+
+    def _about(self, con: Any, shard: str, layer: str) -> dict[str, list[dict[str, Any]]]:
+        """sample_id -> its rows of a layer, for the partition of a shard of images."""
+        schema = LAYERS[layer].schema
+        paths = [path for name, path in con.execute(_SHARDS_ABOUT, [shard]).fetchall() if name == layer]
+        tables = [pq.read_table(self._file(path), schema=schema) for path in paths]
+        found: dict[str, list[dict[str, Any]]] = {}
+        if tables:
+            order = [(name, "ascending") for name in LAYERS[layer].key]
+            for row in pa.concat_tables(tables).sort_by(order).to_pylist():
+                found.setdefault(row["sample_id"], []).append(row)
+        return found
+
+    def _file(self, shard: str) -> Path:
+        path = self.home / shard
+        if not path.is_file():
+            raise CatalogError(f"{shard} is gone; build again to make it anew, or `medloom verify` to see what else is")
+        return path

@@ -18,7 +18,7 @@ from flows.knowledge import ensure_knowledge
 from flows.plan import Chain, Plan, make_plan
 from flows.recipe import Recipe
 from infra.errors import ConfigError, MedloomError
-from infra.runner import Done, Runner, Step
+from infra.runner import Done, Last, Runner, Step
 from infra.storage import sweep
 from transforms.stage import fingerprint
 from transforms.unit import StageUnit, Unit, run_unit
@@ -38,16 +38,15 @@ class Progress:
     todo: int
     done: int = 0
     skipped: int = 0
-    """units not run since what they read is quarantined"""
+    """units not run since one before them in their partition failed or was quarantined"""
     manifests: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     def add(self, done: Done) -> None:
-        self.done += 1
+        self.done += 1 + done.skipped
+        self.skipped += done.skipped
         if done.error:
             self.errors.append(f"{done.step.id}: {done.error}")
-        elif done.value is None:
-            self.skipped += 1
         else:
             self.manifests.append(done.value)
 
@@ -105,8 +104,10 @@ def _step(unit: Unit, home: Path, max_failed: float) -> Step:
     return Step(name, _do, payload, pool, work.open, needs.cpus, needs.gpus, needs.memory_gb)
 
 
-def _do(payload: tuple[Unit, str, float], state: Any) -> str | None:
-    return run_unit(*payload, state)
+def _do(payload: tuple[Unit, str, float], state: Any) -> str | Last:
+    """The path of the unit's manifest; a quarantined one ends its partition's chain."""
+    manifest = run_unit(*payload, state)
+    return Last(manifest.path) if manifest.quarantined else manifest.path
 
 
 def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
@@ -125,17 +126,15 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
     )
     with catalog.writer(home) as con:
         catalog.add_build(con, home, draft)
-        con.execute(f"SET VARIABLE at = {draft.number:d}")
+        con.execute(f"SET VARIABLE snapshot = {draft.number:d}")
         results = checks.validate(con, home, draft, recipe.checks.warn_only)
         broken = [v for v in results if v.critical and not v.success]
         build = draft.model_copy(update={"validations": results, "status": "refused" if broken else "snapshot"})
         build.write(home)
         catalog.add_build(con, home, build)
+        report.write(home, build, con)
     catalog.publish(home)
-    report.write(home, build)
     if broken:
-        raise BuildError(
-            f"build {build.number} is no snapshot: " + "; ".join(f"{v.layer}: {v.expectation} ({v.detail})" for v in broken)
-            + f". The report: {home / report.path(build)}"
-        )
+        why = "; ".join(f"{v.layer}: {v.expectation} ({v.detail})" for v in broken)
+        raise BuildError(f"build {build.number} is no snapshot: {why}. The report: {home / report.path(build)}")
     return build

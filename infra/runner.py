@@ -46,6 +46,13 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Last:
+    """What a step returns to end its chain without an error."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Done:
     """How a step ended: with a value, or with an error that stopped its chain."""
 
@@ -55,6 +62,14 @@ class Done:
     """the traceback of a bug, or the story of a process that died again and again"""
     fatal: MedloomError | None = None
     """an error of ours that says the whole run cannot work (ConfigError)"""
+    skipped: int = 0
+    """steps of the chain that will not run, since this one failed or was the last"""
+
+    @classmethod
+    def of(cls, step: Step, rest: Sequence[Step], value: Any, error: str | None, fatal: MedloomError | None) -> Done:
+        """From what a step returned."""
+        last = isinstance(value, Last)
+        return cls(step, value.value if last else value, error, fatal, len(rest) if last or error else 0)
 
 
 class Runner(Protocol):
@@ -103,10 +118,10 @@ class InlineRunner:
 
     def run(self, chains: Iterable[Sequence[Step]]) -> Iterator[Done]:
         for chain in chains:
-            for step in chain:
-                done = Done(step, *_call(step, self._state(step)))
+            for place, step in enumerate(chain, 1):
+                done = Done.of(step, chain[place:], *_call(step, self._state(step)))
                 yield done
-                if done.error:
+                if done.skipped:
                     break
 
     def _state(self, step: Step) -> Any:
@@ -190,7 +205,7 @@ class RayRunner:
                 if done is None:
                     ready.appendleft(_Running(ended.step, ended.rest, attempt=ended.attempt + 1))
                     continue
-                if ended.rest and not done.error:
+                if ended.rest and not done.skipped:
                     ready.appendleft(_Running(ended.rest[0], ended.rest[1:]))
                 yield done
 
@@ -246,15 +261,16 @@ class RayRunner:
                 pool.size -= 1
             if ended.attempt < ATTEMPTS:
                 return None
-            return Done(ended.step, error=f"the process died {ATTEMPTS} times over this step, last with: {error}")
+            story = f"the process died {ATTEMPTS} times over this step, last with: {error}"
+            return Done.of(ended.step, ended.rest, None, story, None)
         except ray.exceptions.RayTaskError as error:
             # the step itself reports its errors as a value, so this is `open` failing or a result that cannot travel
             if pool and ended.worker is not None:
                 pool.size -= 1
-            return Done(ended.step, error=str(error))
+            return Done.of(ended.step, ended.rest, None, str(error), None)
         if pool and ended.worker is not None:
             pool.idle.append(ended.worker)
-        return Done(ended.step, *ended_as)
+        return Done.of(ended.step, ended.rest, *ended_as)
 
 
 def _bytes(step: Step) -> int | None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from catalog.items import Item, Licences, Partition
 from catalog.schema import LAYERS
-from infra.errors import Dropped, ItemError
+from infra.errors import ItemError
 from infra.keys import key, pseudonym, sha256
 from infra.plugins import load, plugins
 from infra.settings import PUBLIC_KEY, pseudonym_key
@@ -59,9 +59,10 @@ class Ingest:
     version: str = VERSION
 
     def ingredients(self, home: Path) -> Mapping[str, str]:
-        """What decides the rows beside parameters and items: the decoders' versions and the pseudonym key's hash."""
-        decoders = {f"decoder:{name}": getattr(module, "VERSION", "1") for name, module in plugins("decoder").items()}
-        return {**decoders, "pseudonym": sha256(self._secret(home))[:16]}
+        """What decides the rows beside parameters and items: versions of connector and decoders, the pseudonym key's hash."""
+        decoders = {f"decoder:{name}": module.VERSION for name, module in plugins("decoder").items()}
+        connector = f"{self.connector}@{load('connector', self.connector).VERSION}"
+        return {**decoders, "connector": connector, "pseudonym": sha256(self._secret(home))[:16]}
 
     def settings(self) -> dict[str, Any]:
         """The parameters that decide the rows."""
@@ -99,10 +100,9 @@ def _readable(run: Iterable[Item]) -> tuple[list[Item], list[Reject]]:
 
 @dataclass
 class _Batch:
-    """Rows being gathered. `seen` and `articles` outlive a batch: they show what the partition holds twice."""
+    """Rows being gathered. `articles` outlives a batch: an article has one row, however many batches it spans."""
 
     ingest: Ingest
-    seen: dict[str, str] = field(default_factory=dict)
     articles: set[str] = field(default_factory=set)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
@@ -129,16 +129,11 @@ class _Batch:
                         self.articles.add(row["article_id"])
                         self._put("articles", {**row, "source": self.ingest.source})
                 case Volume(of, row):
-                    if first := self._twice(f"volume:{row['volume_id']}", of[0]):
-                        refused.update({item: first for item in of})
-                        continue
-                    self._put("volumes", {**row, "source": self.ingest.source, **self._licences(None)})
+                    own = {"volume_id": self._volume_id(items[0].group, row["volume_id"]), "source": self.ingest.source}
+                    self._put("volumes", {**row, **own, **self._licences(None)})
                     kept.update(dict.fromkeys(of))
                 case Sample():
-                    if first := self._twice(sample_id(self.ingest.source, made), made.items[0]):
-                        refused.update({item: first for item in made.items})
-                        continue
-                    self._sample(made)
+                    self._sample(made, items[0].group)
                     kept.update(dict.fromkeys(made.items))
         self.kept.extend(kept)
         self.rejects.extend(Reject(item, error) for item, error in refused.items() if item not in kept)
@@ -152,29 +147,30 @@ class _Batch:
     def _put(self, layer: str, row: dict[str, Any]) -> None:
         self.rows.setdefault(layer, []).append(row)
 
-    def _twice(self, made: str, item: str) -> Dropped | None:
-        first = self.seen.setdefault(made, item)
-        if first == item:
-            return None
-        return Dropped("DUPLICATE_ITEM", f"same bytes as {first}, which was kept; nothing to do")
+    def _volume_id(self, group: str, of_bytes: str) -> str:
+        """Equal volumes of two series or items are two volumes, as equal pictures are two samples."""
+        return key("volume", self.ingest.source, group, of_bytes)
 
     def _licences(self, own: Licences | None) -> dict[str, Any]:
-        if own is not None:
-            return {
-                "licence_image": own.image, "licence_text": own.text, "licence_annotation": own.annotation,
-                "licence_evidence": own.evidence,
-            }
+        """What the item says, else what the recipe says of the source; an item's silence on its image is 'unknown'."""
         terms = self.ingest.terms
-        stated = {n: getattr(terms, n) for n in ("licence_image", "licence_text", "licence_annotation")}
-        return {**stated, "licence_evidence": "recipe" if any(stated.values()) else None}
+        stated = {
+            "licence_image": own.image if own else terms.licence_image,
+            "licence_text": (own and own.text) or terms.licence_text,
+            "licence_annotation": (own and own.annotation) or terms.licence_annotation,
+        }
+        evidence = own.evidence if own else "recipe"
+        return {**stated, "licence_evidence": evidence if own or any(stated.values()) else None}
 
-    def _sample(self, sample: Sample) -> None:
+    def _sample(self, sample: Sample, group: str) -> None:
         source, made = self.ingest.source, sample_id(self.ingest.source, sample)
         pixels, scale = shrink(sample.pixels, self.ingest.params.max_side)
         encoded = sample.encoded if sample.encoded is not None and scale == 1 else encode_png(pixels)
         columns = dict(sample.columns)
         if spacing := columns.get("pixel_spacing"):
             columns["pixel_spacing"] = [mm / scale for mm in spacing]
+        if volume := columns.get("volume_id"):
+            columns["volume_id"] = self._volume_id(group, volume)
         height, width = pixels.shape[:2]
         licences = self._licences(sample.licences)
         self._put("images", {
@@ -204,12 +200,12 @@ class _Batch:
 
 
 def sample_id(source: str, sample: Sample) -> str:
-    """Hash of the source's name, the bytes and the place within them.
+    """Hash of the source's name, the item, its bytes and the place within them.
 
-    The name of the source is part of it, so that the same picture in two sources is two samples, each with what its
-    source says; `sha256` and `pixel_sha256` tell that they are one picture.
+    The item is part of it, so that a picture that a source holds twice, under two patients or two classes, is two
+    samples, each with what is said about it there; `sha256` and `pixel_sha256` tell that they are one picture.
     """
-    return key("sample", source, list(sample.content), sample.locator)
+    return key("sample", source, sample.items[0], list(sample.content), sample.locator)
 
 
 def _suffix(encoded: bytes) -> str:

@@ -140,15 +140,12 @@ class BookkeepingError(Exception):
     """A stage lost or doubled rows: a bug in the stage, never in the data."""
 
 
-def run_unit(unit: Unit, home: str, max_failed: float, state: Any) -> str | None:
-    """Do the work and commit it; returns the manifest's path, relative to the home.
+def run_unit(unit: Unit, home: str, max_failed: float, state: Any) -> Manifest:
+    """Do the work and commit it. `max_failed` is the share of failed rows above which the unit is quarantined.
 
-    None, and nothing done, when what it reads is quarantined. `max_failed` is the share of failed rows above which the
-    unit itself is. Raises whatever bug the stage has.
+    Raises whatever bug the stage has; then nothing was committed.
     """
     be_quiet()
-    if isinstance(unit, StageUnit) and any(entry.quarantined for entry in unit.entries(Path(home))):
-        return None
     started, root, partition = time.monotonic(), Path(home), unit.partition
     name = f"{partition.name}-{unit.key}" + (f".{unit.attempt}" if unit.attempt else "")
     books = _Books(unit)
@@ -181,7 +178,7 @@ def run_unit(unit: Unit, home: str, max_failed: float, state: Any) -> str | None
         seconds=round(time.monotonic() - started, 3), **unit.record(root),
     )
     manifest.write(root)
-    return manifest.path
+    return manifest
 
 
 class _Books:

@@ -3,7 +3,9 @@
     NAME, REQUIRES, Params, and
     def write(rows: Iterable[Row], out: Path, params: Params) -> Counts
 
-`out` is an empty folder. An exporter streams, leaves the pixels as they are stored, and counts what it leaves out.
+`out` is an empty folder. An exporter streams, leaves the pixels as they are stored (or says in its docstring where it
+cannot), and accounts for every row: written, or left out and counted. Files of a sample are called `row.name`, never
+by what a source says.
 """
 
 from __future__ import annotations

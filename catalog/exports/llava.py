@@ -1,23 +1,25 @@
 """LLaVA JSON: `llava.json` with conversations, and the images beside it under `images/`.
 
 Turns alternate human and gpt, the first human turn holds the one `<image>`; region texts follow as further turns whose
-boxes are normalised to 0..1 of the image, with three decimals, as LLaVA's own grounding data writes them.
+boxes are normalised to 0..1 of the image, with three decimals, as LLaVA's own grounding data writes them. `image` is
+the name under the folder that training takes as its image folder: OUT/images.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from catalog.exports import CAPTION_KINDS, Counts
 from catalog.selection import Row
 
 NAME = "llava"
 REQUIRES: dict[str, str] = {}
+TOKEN = "<image>"
 
 
 class Params(BaseModel):
@@ -29,6 +31,13 @@ class Params(BaseModel):
     question: str = Field("Describe this image.", description="the first human turn, after <image>")
     region_question: str = Field("What is in the region {box}?", description="the human turn before a region's text")
     regions: bool = Field(True, description="add a turn for each text about one region")
+
+    @field_validator("question", "region_question")
+    @classmethod
+    def _holds_no_token(cls, question: str) -> str:
+        if TOKEN in question:
+            raise ValueError(f"leave {TOKEN} out, the exporter puts it where it belongs")
+        return question
 
 
 def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
@@ -42,7 +51,7 @@ def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
             if caption is None:
                 counts.without_caption += 1
                 continue
-            name = f"{row.id}.{row.suffix}"
+            name = f"{row.name}.{row.suffix}"
             (out / "images" / name).write_bytes(row.image["image"]["bytes"])
             record = {"id": row.id, "image": name, "conversations": _turns(row, str(caption["text"]), params)}
             file.write(",\n" if counts.written else "\n")
@@ -53,21 +62,22 @@ def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
 
 
 def _turns(row: Row, caption: str, params: Params) -> list[dict[str, str]]:
-    turns = [("human", f"<image>\n{params.question}"), ("gpt", _safe(caption))]
+    turns = [("human", f"{TOKEN}\n{params.question}"), ("gpt", _safe(caption))]
     boxes = {roi["roi_id"]: roi["box"] for roi in row.rois}
     for text in row.texts if params.regions else ():
         if text["kind"] == "region" and len(text["roi_ids"]) == 1 and text["roi_ids"][0] in boxes:
-            turns.append(("human", params.region_question.format(box=_box(boxes[text["roi_ids"][0]], row.image))))
+            turns.append(("human", params.region_question.replace("{box}", _box(boxes[text["roi_ids"][0]], row.image))))
             turns.append(("gpt", _safe(text["text"])))
     return [{"from": who, "value": value} for who, value in turns]
 
 
 def _safe(text: str) -> str:
     """A text that holds the image token would make two images of one."""
-    return text.replace("<image>", "image")
+    return text.replace(TOKEN, "image")
 
 
-def _box(box: list[int], image: Any) -> str:
-    width, height = image["width"], image["height"]
-    x0, y0, x1, y1 = box
-    return f"[{x0 / width:.3f}, {y0 / height:.3f}, {x1 / width:.3f}, {y1 / height:.3f}]"
+def _box(box: Sequence[int], image: Mapping[str, Any]) -> str:
+    """A box as shares of the image's width and height; what reaches beyond the image ends at its edge."""
+    sides = (image["width"], image["height"]) * 2
+    shares = (min(max(at / side, 0), 1) for at, side in zip(box, sides, strict=True))
+    return f"[{', '.join(f'{share:.3f}' for share in shares)}]"

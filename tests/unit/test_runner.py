@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infra.errors import ConfigError
-from infra.runner import InlineRunner, RayRunner, Runner, Step, open_runner
+from infra.runner import InlineRunner, Last, RayRunner, Runner, Step, open_runner
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,6 +61,15 @@ def test_a_bug_stops_its_chain_and_no_other(runner: Runner) -> None:
 
 def _echo(payload: Any, state: Any) -> Any:
     return payload
+
+
+def stop(payload: Any, state: Any) -> Last:
+    return Last(payload)
+
+
+def test_a_last_step_ends_its_chain_and_says_what_is_skipped(runner: Runner) -> None:
+    (done,) = runner.run([[Step("enough", stop, 7), Step("a", _echo, 1), Step("b", _echo, 2)]])
+    assert (done.value, done.error, done.skipped) == (7, None, 2)
 
 
 def test_an_error_of_ours_that_ends_the_run_is_marked(runner: Runner) -> None:

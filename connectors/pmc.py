@@ -1,0 +1,372 @@
+"""Articles of PubMed Central, preprint servers and publishers: JATS XML with its figure files, in folders or archives.
+
+Read are folders (an .xml or .nxml with the pictures beside or below it), PMC's oa_package .tar.gz, publishers' and
+preprint servers' .zip and .meca. A picture belongs to a figure because the graphic's href names it, never because of
+its place. The invariant: every figure of every article is an item, with its picture or with the reason why there is
+none; an article without figures, or one that cannot be read, is one item that says so.
+
+>>> for partition in list_partitions("pmc", Params(root="/data/oa_package"), FileIndex(None)):
+...     for item in read(partition, Params(root="/data/oa_package")):
+...         print(item.id, item.error or [text.kind for text in item.texts])
+PMC12419688.tar.gz#koaf197-F1 ['original_caption', 'mention']
+
+What counts as a figure says connectors/jats.py; a table counts where the article gives an image of it. An item is one
+picture of one figure: ARTICLE#FIGURE, and ARTICLE#FIGURE/HREF where a figure has several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from catalog.items import Item, Licences, Partition, Text
+from connectors.archives import is_archive, members
+from connectors.jats import Article, Figure, parse_article
+from infra.errors import ConfigError, Dropped, ItemError, Terminal, Transient
+from infra.fileindex import FileIndex
+from infra.keys import key, sha256, split_by_key
+from infra.storage import resolve, walk
+
+NAME = "pmc"
+VERSION = "1"
+REQUIRES = {"lxml": "lxml"}
+
+PROBE = "pmc-1"
+"""Name of this module's answers in the file index; it changes when `_outline` or the join does."""
+WEB = (".jpg", ".jpeg", ".png", ".gif", ".webp")
+PICTURES = (*WEB, ".tif", ".tiff", ".bmp", ".jp2", ".eps", ".svg", ".pdf", ".wmf", ".emf")
+"""Suffixes that an href may lack or have instead; the former are taken first. Others must be named in the href."""
+DROPPED = ("NO_FIGURES", "NO_GRAPHIC", "TABLE_IMAGE")
+
+
+class Params(BaseModel):
+    """Where the articles are, and which of their figures are wanted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: str = Field(description="folder or archive, or pkg:PACKAGE/PATH; ~ and $VARIABLES are expanded")
+    capacity: int = Field(20, ge=1, description="articles a partition; versions of one article are never divided")
+    tables_as_images: bool = Field(True, description="take images of tables too; false: they are dropped, and counted")
+    modality: str | None = Field(None, description="says the modality of every figure, where all have the same")
+
+
+def list_partitions(source: str, params: Params, since: FileIndex) -> Iterator[Partition]:
+    """Partitions of at most `capacity` articles. Files that `since` knows are not opened.
+
+    Raises ConfigError when there is nothing at the root, or no article below it.
+    """
+    root = resolve(params.root)
+    documents = sorted(_documents(root, since), key=_newest_first)
+    if not documents:
+        raise ConfigError(f"{params.root}: neither JATS articles (.xml, .nxml) nor archives are there; check the path")
+    for name, part in split_by_key(documents, lambda document: document["group"], params.capacity).items():
+        refs = [ref for document in part for ref in _refs(document, params)]
+        yield Partition(source, name, tuple(refs), tuple((ref["id"], _content(ref)) for ref in refs))
+
+
+def read(partition: Partition, params: Params) -> Iterator[Item]:
+    """The items of a partition, those of an article one after the other.
+
+    Errors: Dropped NO_FIGURES, NO_GRAPHIC, TABLE_IMAGE; Terminal FILE_MISSING, NO_ARTICLE, XML_…, ARCHIVE_…; Transient
+    SOURCE_CHANGED when a file is no longer the one that was listed, SOURCE_UNREADABLE when it cannot be opened.
+    """
+    for _, run in groupby(partition.refs, key=lambda ref: (ref["path"], ref["member"])):
+        refs = list(run)
+        try:
+            article, load = _open(refs) if any("code" not in ref for ref in refs) else (None, None)
+        except ItemError as error:
+            yield from (_failed(ref, error) for ref in refs)
+            continue
+        for ref in refs:
+            if article is None or load is None or "code" in ref:
+                yield _failed(ref, _listed_error(ref))
+            else:
+                yield _item(ref, article, load, params)
+
+
+# listing: documents, and which file each href names
+
+
+def _documents(root: Path, since: FileIndex) -> Iterator[dict[str, Any]]:
+    """What `_refs` needs of each article: name, path, member of the archive, sha256, group, and outline or error."""
+    paths = {path.name if root.is_file() else path.relative_to(root).as_posix(): path for path in walk(root)}
+    articles = {name: _of_file(path, since) for name, path in paths.items() if _is_xml(name)}
+    articles = {name: found for name, found in articles.items() if found.get("code") != "NOT_JATS"}
+    shelves = _Shelves(articles, {name: path.stat().st_size for name, path in paths.items()})
+    for name, found in articles.items():
+        _join(name, found, shelves, lambda file: _hash(paths[file], since))
+        for graphic in _graphics(found):
+            graphic["file"] = graphic["file"] and str(paths[graphic["file"]])
+        yield {"name": name, "path": str(paths[name]), "member": None, "group": found.get("id", name), **found}
+    for name, path in paths.items():
+        for document in _of_archive(name, path, since) if is_archive(path) else ():
+            # an archive without an article that lies with an article is its supplement
+            if document.get("code") != "NO_ARTICLE" or not shelves.owned(name):
+                yield document
+
+
+def _of_file(path: Path, since: FileIndex) -> dict[str, Any]:
+    try:
+        return {"sha256": since.sha256(path), **since.probe(path, PROBE, _outline)}
+    except OSError as error:
+        return {"sha256": "unreadable", "code": "SOURCE_UNREADABLE", "message": _advice(error)}
+
+
+def _hash(path: Path, since: FileIndex) -> str:
+    try:
+        return since.sha256(path)
+    except OSError:
+        return "unreadable"  # `read` meets the same error, and tells it
+
+
+def _of_archive(name: str, path: Path, since: FileIndex) -> Iterator[dict[str, Any]]:
+    try:
+        whole, answer = since.sha256(path), since.probe(path, PROBE, _look_inside)
+    except OSError as error:
+        whole, answer = "unreadable", {"code": "SOURCE_UNREADABLE", "message": _advice(error)}
+    if "code" in answer:
+        yield {"name": name, "path": str(path), "member": None, "group": name, "sha256": whole, **answer}
+        return
+    for member, found in answer.items():
+        document = name if len(answer) == 1 else f"{name}!{member}"
+        yield {"name": document, "path": str(path), "member": member, "group": found.get("id", document), **found}
+
+
+def _look_inside(data: bytes) -> dict[str, Any]:
+    """Outlines of the articles in an archive, by member, with the hashes of the files that their hrefs name."""
+    try:
+        entries = list(members(data, _is_xml))
+        xmls = {entry.name: entry.data for entry in entries if entry.data is not None}
+        found = {name: {"sha256": sha256(xml), **_outline(xml)} for name, xml in xmls.items()}
+        articles = {name: one for name, one in found.items() if one.get("code") != "NOT_JATS"}
+        if not articles:
+            raise Terminal("NO_ARTICLE", f"no JATS article among its {len(entries)} files; leave the archive out")
+        shelves = _Shelves(articles, {entry.name: entry.size for entry in entries})
+        for name, one in articles.items():
+            _join(name, one, shelves, lambda file: file)
+        wanted = {graphic["file"] for one in articles.values() for graphic in _graphics(one)}
+        named = members(data, wanted.__contains__)
+        hashes = {entry.name: sha256(entry.data) for entry in named if entry.data is not None}
+    except Terminal as error:
+        return {"code": error.code, "message": error.message}
+    for one in articles.values():
+        for graphic in _graphics(one):
+            graphic["sha256"] = hashes.get(graphic["file"], "")
+    return articles
+
+
+def _outline(xml: bytes) -> dict[str, Any]:
+    """{"id", "version", "figures": [{"key", "kind", "graphics": [{"hrefs"}]}]}, or {"code", "message"}."""
+    try:
+        article = parse_article(xml)
+    except Terminal as error:
+        return {"code": error.code, "message": error.message}
+    figures = [
+        {"key": figure.key, "kind": figure.kind, "graphics": [{"hrefs": list(hrefs)} for hrefs in figure.graphics]}
+        for figure in article.figures
+    ]
+    return {"id": article.row["article_id"], "version": article.row["version"], "figures": figures}
+
+
+class _Shelves:
+    """The files that an article may name: those in its folder and below, as far as no other article is nearer.
+
+    Where articles share a folder, what lies below it belongs to the article that the subfolder is named after.
+    """
+
+    def __init__(self, articles: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
+        self.sizes = sizes
+        self._sharing = Counter(_folder(name) for name, found in articles.items() if "code" not in found)
+        self._shelves: dict[tuple[str, str], list[str]] = {}
+        for name in sizes:
+            for known_as in _keys(name):
+                self._shelves.setdefault((self._shelf(name), known_as), []).append(name)
+
+    def owned(self, name: str) -> bool:
+        """Whether the file lies in the folder of an article or below."""
+        return self._shelf(name) in self._sharing
+
+    def named(self, article: str, href: str) -> list[str]:
+        """The files that an href names, with or without the suffix of a picture; only those at its path if any are."""
+        folder = _folder(article)
+        found = {name for known_as in _keys(href) for name in self._shelves.get((folder, known_as), ())}
+        if self._sharing[folder] > 1:
+            own = f"{PurePosixPath(folder, PurePosixPath(article).stem)}/"
+            found = {name for name in found if _folder(name) == folder or name.startswith(own)}
+        at_path = {name for name in found if f"/{_bare(name)}".endswith(f"/{_bare(href)}")}
+        return sorted(at_path or found)
+
+    def _shelf(self, name: str) -> str:
+        folder = _folder(name)
+        while folder not in self._sharing and folder != ".":
+            folder = _folder(folder)
+        return folder
+
+
+def _folder(name: str) -> str:
+    return str(PurePosixPath(name).parent)
+
+
+def _bare(name: str) -> str:
+    """A path in lower case without the suffix of a picture."""
+    name = name.lower().removeprefix("./")
+    return name.removesuffix(suffix) if (suffix := PurePosixPath(name).suffix) in PICTURES else name
+
+
+def _keys(name: str) -> set[str]:
+    """What a file or an href is known by: the last part of its path, and that without the suffix of a picture."""
+    last = name.lower().rpartition("/")[2]
+    return {last, _bare(last)}
+
+
+def _join(article: str, found: dict[str, Any], shelves: _Shelves, hash_of: Callable[[str], str]) -> None:
+    """Give each graphic of an outline its "file", or None, and the file's "sha256"."""
+    for graphic in _graphics(found):
+        named = [name for href in graphic["hrefs"] for name in shelves.named(article, href)]
+        best = min(named, key=lambda name: (_rank(name), -shelves.sizes[name], name), default=None)
+        graphic |= {"file": best, "sha256": hash_of(best) if best else ""}
+
+
+def _rank(name: str) -> int:
+    """Web formats first, then what becomes a PNG, then what is no raster image at all."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return 0 if suffix in WEB else 1 + PICTURES.index(suffix) if suffix in PICTURES else 1
+
+
+def _graphics(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for figure in found.get("figures", ()):
+        yield from figure["graphics"]
+
+
+def _is_xml(name: str) -> bool:
+    return name.lower().endswith((".xml", ".nxml"))
+
+
+def _newest_first(document: Mapping[str, Any]) -> tuple[str, list[int], str]:
+    """Of several versions of an article the newest leads; ingest takes the row of `articles` from it."""
+    numbers = re.findall(r"\d+", document.get("version") or "")
+    return document["group"], [-int(number) for number in numbers] or [0], document["name"]
+
+
+# listing: items
+
+
+def _refs(document: Mapping[str, Any], params: Params) -> list[dict[str, Any]]:
+    same = {name: document[name] for name in ("path", "member", "group")} | {"xml_sha256": document["sha256"]}
+    if "code" in document:
+        return [{**same, "id": document["name"], "code": document["code"], "message": document["message"]}]
+    refs = [
+        {**same, "figure": figure["key"], **one}
+        for figure in document["figures"] for one in _of_figure(document["name"], figure, params)
+    ]
+    return refs or [{**same, "id": document["name"], "code": "NO_FIGURES", "message": "the article has no figures"}]
+
+
+def _of_figure(article: str, figure: Mapping[str, Any], params: Params) -> Iterator[dict[str, Any]]:
+    name, graphics = f"{article}#{figure['key']}", figure["graphics"]
+    if not graphics:
+        yield {"id": name, "code": "NO_GRAPHIC", "message": "the figure has no graphic: a video, or text only"}
+    for number, graphic in enumerate(graphics, 1):
+        hrefs = graphic["hrefs"]
+        stems = [PurePosixPath(other["hrefs"][0]).stem for other in graphics]
+        stem = stems[number - 1] if stems.count(stems[number - 1]) == 1 else str(number)
+        one = {"id": name if len(graphics) == 1 else f"{name}/{stem}"}
+        if figure["kind"] == "table-wrap" and not params.tables_as_images:
+            yield {**one, "code": "TABLE_IMAGE", "message": "an image of a table; tables_as_images is off"}
+        elif graphic["file"] is None:
+            looked = f"no file {' or '.join(hrefs)}, with this or another suffix of a picture, beside the XML or below"
+            yield {**one, "code": "FILE_MISSING", "message": f"{looked}; fetch the article's files"}
+        else:
+            yield {**one, "file": graphic["file"], "sha256": graphic["sha256"]}
+
+
+def _content(ref: Mapping[str, Any]) -> str:
+    return key(ref["xml_sha256"], ref.get("sha256", ""))
+
+
+# reading
+
+Load = Callable[[Mapping[str, Any]], bytes]
+
+
+def _open(refs: Sequence[Mapping[str, Any]]) -> tuple[Article, Load]:
+    """The article of some refs, and how to get their pictures. Raises Transient."""
+    path, member = Path(refs[0]["path"]), refs[0]["member"]
+    data = _bytes(path)
+    if member is None:
+        xml, load = data, lambda ref: _bytes(Path(ref["file"]))
+    else:
+        wanted = {member, *(ref.get("file") for ref in refs)}
+        try:
+            found = {entry.name: entry.data or b"" for entry in members(data, wanted.__contains__)}
+        except Terminal as error:
+            raise Transient("SOURCE_CHANGED", f"the archive was whole when it was listed ({error.code})") from error
+        xml, load = found.get(member, b""), lambda ref: found.get(ref["file"], b"")
+    _check(xml, refs[0]["xml_sha256"])
+    return parse_article(xml), load
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Transient("SOURCE_UNREADABLE", _advice(error)) from error
+
+
+def _advice(error: OSError) -> str:
+    return f"{error.strerror}; check the file and its permissions, then try again"
+
+
+def _check(data: bytes, digest: str) -> None:
+    if sha256(data) != digest:
+        raise Transient("SOURCE_CHANGED", "the file is not the one that was listed; build again")
+
+
+def _item(ref: Mapping[str, Any], article: Article, load: Load, params: Params) -> Item:
+    figure = next(figure for figure in article.figures if figure.key == ref["figure"])
+    try:
+        data = load(ref)
+        _check(data, ref["sha256"])
+    except Transient as error:
+        return _failed(ref, error)
+    address = f"https://pmc.ncbi.nlm.nih.gov/articles/{article.pmcid}" if article.pmcid else None
+    doi = article.row["doi"]
+    facts = {
+        "article": article.row,
+        "source_uri": address or (f"https://doi.org/{doi}" if doi else None),
+        "source_version": article.row["version"],
+        "figure_label": figure.label,
+        "modality": params.modality,
+    }
+    return Item(
+        ref["id"], "figure", ref["group"], {"main": data}, patient=ref["group"], texts=_texts(figure),
+        licences=_licences(figure, article), facts={name: fact for name, fact in facts.items() if fact is not None},
+    )
+
+
+def _texts(figure: Figure) -> tuple[Text, ...]:
+    caption = " ".join(filter(None, (figure.title, figure.caption)))
+    captions = (Text("original_caption", caption, figure.language),) if caption else ()
+    return captions + tuple(Text("mention", mention, figure.language) for mention in figure.mentions)
+
+
+def _licences(figure: Figure, article: Article) -> Licences | None:
+    """What the XML says; None where it says nothing at all, so that the recipe may."""
+    evidence = "; ".join(dict.fromkeys(filter(None, (figure.licence.evidence, article.licence.evidence))))
+    return Licences(figure.licence.code, article.licence.code, None, evidence) if evidence else None
+
+
+def _failed(ref: Mapping[str, Any], error: ItemError) -> Item:
+    return Item(ref["id"], "figure", ref["group"], {}, patient=ref["group"], error=error)
+
+
+def _listed_error(ref: Mapping[str, Any]) -> ItemError:
+    if ref["code"] == "SOURCE_UNREADABLE":
+        return Transient(ref["code"], ref["message"])
+    return (Dropped if ref["code"] in DROPPED else Terminal)(ref["code"], ref["message"])

@@ -1,0 +1,288 @@
+"""All that is known about one sample, as one typed record: what a captioner may say and a check may ask for.
+
+The invariant: every fact carries the id of the row it was read from, so every sentence can name its evidence; nothing
+enters that no row states. Evidence ids are `image:COLUMN`, `label:ID`, `roi:ID`, `passage:ID` and `text:ID`.
+
+Two rules keep the record short without hiding anything:
+
+- **Groups.** A label with more than `group_above` regions (cells, platelets) is one `GroupFact` that counts them and
+  lists all their ids; `Facts.single` are the other regions.
+- **Relations** are told for pairs among the `relations_among` largest single regions (ties by roi_id) that are neither
+  a body nor of presence trust. The smaller region comes first. "inside", "contains" and "overlaps" are told only where
+  the outline of the enclosing region (for "overlaps": of both) may be believed, that is, has boundary trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from transforms.regions import patient_side, relation
+from transforms.stage import SampleRows
+from transforms.vocabulary import modality, phrase
+
+GROUP_ABOVE = 5
+RELATIONS_AMONG = 4
+
+
+@dataclass(frozen=True)
+class LabelFact:
+    """A fact the source states. `value` is present, absent, uncertain, or the attribute's value."""
+
+    id: str
+    name: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class RegionFact:
+    """A region; `label` as a person would say it, `side` the patient's, `area_fraction` of the image (0 to 1)."""
+
+    id: str
+    label: str
+    role: str
+    position: str
+    side: str | None
+    area_fraction: float
+    box: tuple[int, int, int, int]
+    trust: str
+    origin: str
+    expert: str
+
+    @property
+    def percent(self) -> str | None:
+        """Share of the image in words ("4.1%", "under 0.1%"); None unless the outline may be believed."""
+        return percent(self.area_fraction) if self.trust == "boundary" else None
+
+
+@dataclass(frozen=True)
+class GroupFact:
+    """All regions of a label that has many."""
+
+    label: str
+    role: str
+    ids: tuple[str, ...]
+    area_fraction: float
+    """sum over the regions"""
+    trust: str
+    """the weakest among the regions"""
+    origin: str
+
+    @property
+    def count(self) -> int:
+        return len(self.ids)
+
+    @property
+    def percent(self) -> str | None:
+        """As for a region."""
+        return percent(self.area_fraction) if self.trust == "boundary" else None
+
+
+@dataclass(frozen=True)
+class RelationFact:
+    """How region `a` lies to region `b` (roi ids), a word of transforms.regions.RELATIONS."""
+
+    a: str
+    b: str
+    words: str
+
+
+@dataclass(frozen=True)
+class PassageFact:
+    """A retrieved passage: knowledge about the subject, never a finding about this image."""
+
+    id: str
+    corpus: str
+    text: str
+    score: float
+    licence: str | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything known about one sample."""
+
+    sample_id: str
+    width: int
+    height: int
+    modality: str | None
+    """as `images.modality`"""
+    modality_name: str | None
+    """in full: "computed tomography" """
+    modality_image: str | None
+    """noun for one picture: "CT image" """
+    anatomy: str | None
+    view: str | None
+    window: tuple[float, float] | None
+    pixel_spacing: tuple[float, float] | None
+    """mm per row, mm per column"""
+    orientation: str | None
+    slice_index: int | None
+    in_volume: bool
+    labels: tuple[LabelFact, ...]
+    regions: tuple[RegionFact, ...]
+    groups: tuple[GroupFact, ...]
+    relations: tuple[RelationFact, ...]
+    passages: tuple[PassageFact, ...]
+    originals: tuple[tuple[str, str, str], ...]
+    """(text_id, kind, text) of the source's own words"""
+
+    @property
+    def single(self) -> tuple[RegionFact, ...]:
+        """The regions that are not part of a group."""
+        grouped = {roi for group in self.groups for roi in group.ids}
+        return tuple(region for region in self.regions if region.id not in grouped)
+
+    def region(self, roi_id: str) -> RegionFact:
+        """The region of that id (KeyError when there is none)."""
+        return {region.id: region for region in self.regions}[roi_id]
+
+
+def facts_of(
+    sample: SampleRows, *, relations_among: int = RELATIONS_AMONG, group_above: int = GROUP_ABOVE
+) -> Facts:
+    """The facts of a sample, from its rows of images, labels, rois, passages and texts (the source's own only)."""
+    image, rois = sample.image, sample.rows("rois")
+    named = modality(image.get("modality"))
+    regions = tuple(_region(row, image, _midline(rois)) for row in rois)
+    groups = _groups(regions, group_above)
+    grouped = {roi for group in groups for roi in group.ids}
+    return Facts(
+        sample_id=sample.id,
+        width=image["width"],
+        height=image["height"],
+        modality=image.get("modality"),
+        modality_name=named.name if named else None,
+        modality_image=named.image if named else None,
+        anatomy=_plain(image.get("anatomy")),
+        view=image.get("view"),
+        window=_pair(image.get("window")),
+        pixel_spacing=_pair(image.get("pixel_spacing")),
+        orientation=image.get("orientation"),
+        slice_index=image.get("slice_index"),
+        in_volume=image.get("volume_id") is not None,
+        labels=tuple(
+            LabelFact(r["label_id"], phrase(r["name"]), r["value"], r["origin"]) for r in sample.rows("labels")
+            if not r["origin"].endswith(":split")  # train or test says nothing about the picture
+        ),
+        regions=regions,
+        groups=groups,
+        relations=_relations([row for row in rois if row["roi_id"] not in grouped], relations_among),
+        passages=tuple(
+            PassageFact(r["passage_id"], r["corpus"], r["text"], r["score"], r["licence"])
+            for r in sorted(sample.rows("passages"), key=lambda r: r["rank"])
+        ),
+        originals=tuple(
+            (r["text_id"], r["kind"], r["text"]) for r in sample.rows("texts") if r["generator"] == "source"
+        ),
+    )
+
+
+def percent(fraction: float) -> str:
+    """A share of the image for a sentence: whole percents from 10 on, else one decimal, never a false 0 or 100."""
+    value = 100 * fraction
+    if value < 0.1:
+        return "under 0.1%"
+    return f"{value:.1f}%" if value < 9.95 or 99.5 <= value < 100 else f"{value:.0f}%"
+
+
+def _region(row: Mapping[str, Any], image: Mapping[str, Any], midline: float | None) -> RegionFact:
+    return RegionFact(
+        id=row["roi_id"],
+        label=phrase(row["label"]),
+        role=row["role"],
+        position=row["position"],
+        side=None if row["role"] == "body" else patient_side(
+            row["box"], image["width"], image.get("orientation"), midline
+        ),
+        area_fraction=row["area_fraction"],
+        box=tuple(row["box"]),
+        trust=row["trust"],
+        origin=row["origin"],
+        expert=row["expert"],
+    )
+
+
+def _midline(rois: Iterable[Mapping[str, Any]]) -> float | None:
+    """Middle column of the imaged body where exactly one is known."""
+    bodies = [row["box"] for row in rois if row["role"] == "body"]
+    return (bodies[0][0] + bodies[0][2]) / 2 if len(bodies) == 1 else None
+
+
+def _groups(regions: tuple[RegionFact, ...], above: int) -> tuple[GroupFact, ...]:
+    by_label: dict[tuple[str, str], list[RegionFact]] = {}
+    for region in regions:
+        by_label.setdefault((region.label, region.origin), []).append(region)
+    return tuple(
+        GroupFact(
+            label, members[0].role, tuple(m.id for m in members), sum(m.area_fraction for m in members),
+            min((m.trust for m in members), key=("presence", "box", "boundary").index), origin,
+        )
+        for (label, origin), members in by_label.items() if len(members) > above
+    )
+
+
+def _relations(rois: list[Mapping[str, Any]], among: int) -> tuple[RelationFact, ...]:
+    placed = [row for row in rois if row["role"] != "body" and row["trust"] != "presence"]
+    largest = sorted(placed, key=lambda row: (-row["area_fraction"], row["roi_id"]))[:among]
+    told = []
+    for larger, smaller in combinations(largest, 2):
+        words = relation(smaller, larger)
+        outlines = {"inside": (larger,), "contains": (smaller,), "overlaps": (smaller, larger)}.get(words, ())
+        if all(row["trust"] == "boundary" for row in outlines):
+            told.append(RelationFact(smaller["roi_id"], larger["roi_id"], words))
+    return tuple(told)
+
+
+def _pair(values: Any) -> tuple[float, float] | None:
+    return None if values is None else (float(values[0]), float(values[1]))
+
+
+def _plain(words: str | None) -> str | None:
+    """DICOM shouts its body parts (CHEST, HEADNECK); a sentence does not."""
+    return words.lower().replace("_", " ") if words and words.isupper() else words
+
+
+def as_json(facts: Facts) -> dict[str, Any]:
+    """The facts for a prompt: a fixed list of fields, unknown ones left out, evidence ids as `id` ready to be cited.
+
+    Groups stand as one entry, `group:N` with N their place in `facts.groups`; `evidence` turns it back into regions.
+    Source texts and passages are given whole: a captioner that has less room must choose among them and say so.
+    """
+    image = {
+        "modality": facts.modality_name, "anatomy": facts.anatomy, "view": facts.view,
+    }
+    regions = [
+        _known(id=f"roi:{r.id}", label=r.label, role=r.role, place=r.position, patient_side=r.side,
+               share_of_image=r.percent, found_by=None if r.origin == "given" else r.expert)
+        for r in facts.single
+    ] + [
+        _known(id=f"group:{n}", label=g.label, role=g.role, count=g.count, share_of_image=g.percent)
+        for n, g in enumerate(facts.groups)
+    ]
+    return _known(
+        image=[{"id": f"image:{name}", "value": value} for name, value in image.items() if value is not None],
+        labels=[{"id": f"label:{f.id}", "name": f.name, "value": f.value} for f in facts.labels],
+        regions=regions,
+        relations=[{"a": f"roi:{r.a}", "is": r.words, "b": f"roi:{r.b}"} for r in facts.relations],
+        source_texts=[{"id": f"text:{text_id}", "kind": kind, "text": text} for text_id, kind, text in facts.originals],
+        passages=[{"id": f"passage:{p.id}", "corpus": p.corpus, "text": p.text} for p in facts.passages],
+    )
+
+
+def _known(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value not in (None, [], "")}
+
+
+def evidence(facts: Facts, cited: Iterable[str]) -> list[str]:
+    """Cited ids with every `group:N` of `as_json` replaced by its regions, repeats left out, order kept."""
+    whole: dict[str, None] = {}
+    for name in cited:
+        kind, _, rest = name.partition(":")
+        known_group = kind == "group" and rest.isdecimal() and int(rest) < len(facts.groups)
+        ids = [f"roi:{roi}" for roi in facts.groups[int(rest)].ids] if known_group else [name]
+        whole.update(dict.fromkeys(ids))
+    return list(whole)

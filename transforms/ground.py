@@ -1,0 +1,132 @@
+"""Stage: regions found by expert algorithms and models, where the source gives none.
+
+The invariant: all instances that an expert finds are kept, and every sample gets a check `roi_status` that says what
+was found or why nothing was. No region is a normal answer; an expert that fails costs its regions, never the sample.
+
+    - use: ground
+      experts: [foreground, cells]
+      options: {cells: {min_area: 40}}
+
+An expert is a module of `transforms/experts` with NAME, REQUIRES, Params, VERSION, TRUST ("boundary", "box" or
+"presence": how far its outlines may be believed), `applies(image) -> str | None` (why it does not look at an image,
+from its row of `images`) and `find(pixels, image, params) -> Iterable[Region]`. `find` may raise Dropped when the
+pixels show that the image is not for it, Terminal when it fails on it. WEIGHTS_SHA256 names its weights, if any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.errors import ConfigError, ItemError, Transient
+from infra.keys import key
+from infra.plugins import load, nearest
+from transforms.decoded import Pixels
+from transforms.options import checked
+from transforms.regions import roi_row
+from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
+
+NAME = "ground"
+VERSION = "1"
+REQUIRES: Mapping[str, str] = {}
+
+
+class Params(BaseModel):
+    """What a recipe may set for the ground stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    experts: tuple[str, ...] = Field(("foreground", "cells"), description="expert plug-ins, in order")
+    options: Mapping[str, Mapping[str, Any]] = Field(
+        default_factory=dict, exclude=True, description="expert -> its own parameters; they enter the key as the "
+        "expert declares them",
+    )
+    prefer_given: bool = Field(True, description="samples with regions of their source get no predicted ones")
+    max_regions: int | None = Field(
+        None, ge=1, description="keep so many regions of an expert, the largest; a check `regions_capped` fails where "
+        "there were more",
+    )
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An expert module and what a recipe sets for it."""
+
+    name: str
+    params: BaseModel
+
+    @property
+    def module(self) -> Any:
+        return load("expert", self.name)
+
+
+def make_stage(params: Params, context: Context) -> Stage:
+    """The stage. Raises ConfigError for an unknown expert or options that it does not take."""
+    if strange := [name for name in params.options if name not in params.experts]:
+        raise ConfigError(
+            f"ground: options are given for {strange[0]!r}{nearest(strange[0], list(params.experts))}, which is not "
+            f"among the experts {', '.join(params.experts)}"
+        )
+    experts = tuple(
+        Expert(name, checked("expert", load("expert", name), params.options.get(name, {}))) for name in params.experts
+    )
+    return each_sample(
+        NAME, VERSION, reads=("images", "rois"), writes=("rois", "checks"), row=partial(_grounded, params, experts),
+        params=params, ingredients={f"expert:{e.name}": _identity(e) for e in experts},
+    )
+
+
+def _identity(expert: Expert) -> str:
+    weights = getattr(expert.module, "WEIGHTS_SHA256", None)
+    return key(expert.module.VERSION, weights, expert.params.model_dump(mode="json"))
+
+
+def _grounded(params: Params, experts: tuple[Expert, ...], sample: SampleRows, state: None) -> Rows:
+    given = sum(row["origin"] != "predicted" for row in sample.rows("rois"))
+    if given and params.prefer_given:
+        return {"checks": [_check("roi_status", given, "pass", f"regions of the source: {given}; no expert was asked")]}
+    rois: list[dict[str, Any]] = []
+    checks, said, answered = [], [], False
+    for expert in experts:
+        found, problem = _found(expert, sample)
+        answered |= problem is None
+        said.append(f"{expert.name}: {problem or f'found {len(found)}'}")
+        if params.max_regions is not None and len(found) > params.max_regions:
+            detail = f"{expert.name} found {len(found)} regions; the {params.max_regions} largest were kept"
+            checks.append(_check("regions_capped", len(found), "fail", detail))
+            largest = sorted(found, key=lambda row: (-row["area_fraction"], row["roi_id"]))[: params.max_regions]
+            found = [row for row in found if row in largest]
+        rois += found
+    status = _check("roi_status", len(rois), "pass" if answered else "unknown", "; ".join(said))
+    return {"rois": rois, "checks": [status, *checks]}
+
+
+def _found(expert: Expert, sample: SampleRows) -> tuple[list[dict[str, Any]], str | None]:
+    """Rows of `rois`, and why there are none where the expert could not answer."""
+    module = expert.module
+    if reason := module.applies(sample.image):
+        return [], str(reason)
+    pixels: Pixels = sample.pixels()
+    height, width = pixels.shape[:2]
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        for region in module.find(pixels, sample.image, expert.params):
+            row = roi_row(
+                sample.id, region, (height, width), expert=f"{module.NAME}@{module.VERSION}", origin="predicted",
+                trust=module.TRUST, weights_sha256=getattr(module, "WEIGHTS_SHA256", None),
+            )
+            if row is not None:
+                rows[row["roi_id"]] = row
+    except Transient:
+        raise
+    except ItemError as error:
+        return [], str(error)
+    return list(rows.values()), None
+
+
+def _check(name: str, value: float, verdict: str, detail: str) -> dict[str, Any]:
+    return {"text_id": "", "check": name, "version": VERSION, "value": value, "verdict": verdict, "detail": detail}

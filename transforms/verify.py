@@ -1,0 +1,224 @@
+"""Stage: five rule checks on every text that was not the source's own; no model, the same verdict every time.
+
+The invariant: a verdict is "fail" only where the text contradicts or lacks a row, "unknown" where the rows cannot tell.
+Nothing is dropped: verdicts are stored, filtering happens at query time.
+
+    evidence     every id it cites, and every region it speaks of, is a row of this sample (value: share that is)
+    modality     the modality words in it agree with images.modality (words: vocabulary.yaml)
+    laterality   its left and right agree with the sides of its regions, of all regions where it speaks of none
+    numbers      every number in it stands in the facts, or counts regions, or is a share of the image (value: share)
+    leak_phrase  it does not talk about its prompt (phrases: leak_phrases.yaml)
+
+`knowledge` texts are about a subject and not about this image, a `question` may name what is not there: for both only
+evidence and leak_phrase are checked. Numbers count in digits only. "left" and "right" inside a region's own label (left
+ventricle) or a label of the sample are names, not statements, and are not judged; "left of the image" and "image left"
+are directions of the image, judged against the place of the region.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from infra.keys import key
+from transforms.facts import Facts, RegionFact, facts_of
+from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
+from transforms.vocabulary import FILE as VOCABULARY
+from transforms.vocabulary import named_modalities, table
+
+NAME = "verify"
+VERSION = "1"
+REQUIRES: Mapping[str, str] = {}
+READS = ("images", "labels", "rois", "passages", "texts")
+LEAK_PHRASES = Path(__file__).with_name("leak_phrases.yaml")
+ABOUT_NO_IMAGE = frozenset({"knowledge", "question"})
+
+Verdict = tuple[str, float | None, str | None]
+"""verdict, value, detail"""
+
+
+class Params(BaseModel):
+    """The checks have no parameters: filter on their verdicts instead."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def make_stage(params: Params, context: Context) -> Stage:
+    """The stage."""
+    data = {path.name: key(path.read_text(encoding="utf-8")) for path in (VOCABULARY, LEAK_PHRASES)}
+    return each_sample(
+        NAME, VERSION, reads=READS, writes=("checks",), row=_verified, params=params, ingredients=data, pixels=False
+    )
+
+
+def _verified(sample: SampleRows, state: None) -> Rows:
+    facts = facts_of(sample)
+    written = [row for row in sample.rows("texts") if row["generator"] != "source"]
+    return {"checks": [check for text in written for check in _checks(text, facts, sample)]}
+
+
+def _checks(text: Mapping[str, Any], facts: Facts, sample: SampleRows) -> Iterator[dict[str, Any]]:
+    verdicts: dict[str, Callable[[], Verdict]] = {
+        "evidence": lambda: check_evidence(text, sample),
+        "leak_phrase": lambda: check_leak_phrase(text["text"]),
+    }
+    if text["kind"] not in ABOUT_NO_IMAGE:
+        verdicts |= {
+            "modality": lambda: check_modality(text["text"], facts.modality),
+            "laterality": lambda: check_laterality(text, facts),
+            "numbers": lambda: check_numbers(text, facts),
+        }
+    for name, judge in verdicts.items():
+        verdict, value, detail = judge()
+        yield {
+            "text_id": text["text_id"], "check": name, "version": VERSION, "value": value, "verdict": verdict,
+            "detail": detail,
+        }
+
+
+def check_evidence(text: Mapping[str, Any], sample: SampleRows) -> Verdict:
+    """Whether what it cites and speaks of is there; unknown where it cites nothing."""
+    there = {f"image:{name}" for name, value in sample.image.items() if value is not None}
+    for kind, layer, column in (
+        ("label", "labels", "label_id"), ("roi", "rois", "roi_id"), ("passage", "passages", "passage_id"),
+        ("text", "texts", "text_id"),
+    ):
+        there |= {f"{kind}:{row[column]}" for row in sample.rows(layer)}
+    there.discard(f"text:{text['text_id']}")  # no text proves itself
+    cited = list(dict.fromkeys([*text["evidence"], *(f"roi:{roi}" for roi in text["roi_ids"])]))
+    if not cited:
+        return "unknown", None, "cites nothing"
+    missing = [name for name in cited if name not in there]
+    detail = f"no such row: {', '.join(missing)}" if missing else None
+    return "fail" if missing else "pass", 1 - len(missing) / len(cited), detail
+
+
+def check_modality(text: str, modality: str | None) -> Verdict:
+    """Whether every modality it names is the image's."""
+    named = named_modalities(text)
+    if not named:
+        return "pass", None, "names no modality"
+    if modality is None or modality not in table():
+        return "unknown", None, f"names {', '.join(named)}; the image's modality is {modality or 'unknown'}"
+    wrong = [word for word, codes in named.items() if modality not in codes]
+    return ("fail", None, f"names {', '.join(wrong)}, but it is {modality}") if wrong else ("pass", None, None)
+
+
+SIDE = re.compile(r"\b(left|right)(?:-sided|most|ward)?\b", re.IGNORECASE)
+IMAGE_SIDE = re.compile(
+    r"\b(?:image(?:'s)?[ -](?P<a>left|right)"
+    r"|(?P<b>left|right)(?:-hand)?(?: (?:side|half|part|third|edge|middle|center|corner))? (?:of|in) the image)\b",
+    re.IGNORECASE,
+)
+
+
+def check_laterality(text: Mapping[str, Any], facts: Facts) -> Verdict:
+    """Whether its left and right agree with its regions; unknown where no region's side is known."""
+    words = _without_names(text["text"], facts)
+    known = {region.id: region for region in facts.regions}
+    spoken = [known[roi] for roi in text["roi_ids"] if roi in known]
+    if text["kind"] == "relation" and len(spoken) == 2:
+        return _relative(words, spoken[0], spoken[1], facts.orientation)
+    regions = spoken or [region for region in facts.regions if region.role != "body"]
+    of_image = [(m["a"] or m["b"]).lower() for m in IMAGE_SIDE.finditer(words)]
+    of_patient = [m[1].lower() for m in SIDE.finditer(IMAGE_SIDE.sub(" ", words))]
+    if not of_image and not of_patient:
+        return "pass", None, "names no side"
+    places = [region.position for region in regions]
+    sides = [region.side for region in regions]
+    if wrong := [w for w in of_image if regions and not any(w in place for place in places)]:
+        return "fail", None, f"says {wrong[0]} of the image; its regions lie {', '.join(sorted(set(places)))}"
+    open_sides = not sides or None in sides or "midline" in sides
+    if wrong := [w for w in of_patient if w not in sides and not open_sides]:
+        known_sides = ", ".join(sorted({str(side) for side in sides}))
+        return "fail", None, f"says {wrong[0]}; its regions lie toward the patient's {known_sides}"
+    unsure = not regions or any(w not in sides for w in of_patient)
+    return ("unknown", None, "no region tells the side") if unsure else ("pass", None, None)
+
+
+def _relative(words: str, a: RegionFact, b: RegionFact, orientation: str | None) -> Verdict:
+    """How a lies to b: in the patient where the orientation is known and the text does not say "in the image"."""
+    said = [match[1].lower() for match in SIDE.finditer(words)]
+    apart = (a.box[0] + a.box[2]) - (b.box[0] + b.box[2])
+    if not said:
+        return "pass", None, "names no side"
+    of_image = "in the image" in words.lower()
+    if not of_image and (orientation is None or orientation[0] not in "LR"):
+        return "unknown", None, "the orientation of the image tells no side"
+    toward_left = apart < 0 if of_image else (apart > 0) == (orientation or "L").startswith("L")
+    true = "left" if toward_left else "right"
+    if apart == 0 or any(word != true for word in said):
+        return "fail", None, f"says {', '.join(said)}; it lies {'level' if apart == 0 else true}"
+    return "pass", None, None
+
+
+def _without_names(text: str, facts: Facts) -> str:
+    """The text without the names of its regions and labels: "left lung" is a name, not a statement about a place."""
+    names = {region.label for region in facts.regions} | {label.name for label in facts.labels}
+    telling = sorted((n for n in names if re.search(r"\d|left|right", n, re.IGNORECASE)), key=lambda n: (-len(n), n))
+    for name in telling:
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", text, flags=re.IGNORECASE)
+    return text
+
+
+NUMBER = re.compile(r"(?<![\w.])(?<!\w-)(\d+(?:,\d{3})*(?:\.\d+)?)(\s?%| percent\b)?(?![\w])")
+
+
+def check_numbers(text: Mapping[str, Any], facts: Facts) -> Verdict:
+    """Whether each of its numbers is known; value: the share that is."""
+    found = [(m[1].replace(",", ""), bool(m[2])) for m in NUMBER.finditer(_without_names(text["text"], facts))]
+    if not found:
+        return "pass", 1.0, "holds no number"
+    plain, shares = _plain_numbers(facts, text["evidence"]), _shares(facts)
+    strange = [
+        number for number, is_share in found
+        if float(number) not in plain and not (is_share and any(_rounds_to(share, number) for share in shares))
+    ]
+    detail = f"not in the facts: {', '.join(strange)}" if strange else None
+    return "fail" if strange else "pass", 1 - len(strange) / len(found), detail
+
+
+def _plain_numbers(facts: Facts, evidence: Iterable[str]) -> set[float]:
+    """Numbers in the words of the facts (of passages only where the text cites them), geometry, counts of regions."""
+    words = [facts.anatomy, facts.view, *(region.label for region in facts.regions)]
+    words += [part for label in facts.labels for part in (label.name, label.value)]
+    words += [original for _, _, original in facts.originals]
+    words += [passage.text for passage in facts.passages if f"passage:{passage.id}" in evidence]
+    shown = [region.label for region in facts.regions if region.role != "body"]
+    numbers = [facts.width, facts.height, facts.slice_index, *(facts.window or ()), *(facts.pixel_spacing or ())]
+    numbers += [len(shown), *Counter(shown).values()]
+    stated = {float(n.replace(",", "")) for w in words if w for n in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", w)}
+    return stated | {abs(float(number)) for number in numbers if number is not None}
+
+
+def _shares(facts: Facts) -> list[float]:
+    """Percent of the image of every region, and of all regions of a label, whose outlines may be believed."""
+    sums: dict[str, float] = {}
+    believed = [region for region in facts.regions if region.trust == "boundary"]
+    for region in believed:
+        sums[region.label] = sums.get(region.label, 0) + 100 * region.area_fraction
+    return [100 * region.area_fraction for region in believed] + list(sums.values())
+
+
+def _rounds_to(share: float, number: str) -> bool:
+    decimals = len(number.partition(".")[2])
+    return abs(share - float(number)) <= 0.5 * 10**-decimals + 1e-9 or (number == "0.1" and share < 0.1)
+
+
+@cache
+def _leaks() -> re.Pattern[str]:
+    phrases: list[str] = yaml.safe_load(LEAK_PHRASES.read_text(encoding="utf-8"))
+    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, phrases))})(?!\w)", re.IGNORECASE)
+
+
+def check_leak_phrase(text: str) -> Verdict:
+    """Whether it talks about its prompt."""
+    found = _leaks().search(" ".join(text.replace("’", "'").split()))
+    return ("fail", None, f"says {found[1]!r}") if found else ("pass", None, None)
