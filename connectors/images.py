@@ -57,7 +57,7 @@ class Params(CsvColumns):
     """Where the images are, and what is said about them."""
 
     root: str = Field(description="folder, or pkg:PACKAGE/PATH; ~ and $VARIABLES are expanded")
-    layout: Literal["imagefolder", "csv", "pairs", "voc", "coco"]
+    layout: Literal["imagefolder", "csv", "pairs", "voc", "coco"] = Field(description="how things lie; see above")
     include: tuple[str, ...] = Field(
         (), description="globs of paths below root (* crosses folders); empty: files with the suffix of an image, and "
         "files without suffix that begin like one",

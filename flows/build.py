@@ -60,6 +60,8 @@ def prepare(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
             f"recipe {last.name!r} if it is the same dataset"
         )
     sweep(home)
+    if last and last.number not in catalog.published(home):
+        catalog.refresh(home)  # a build was killed between its record and its publication
     ensure_knowledge(recipe, home)
     return make_plan(recipe, home, retry_failed)
 
@@ -130,9 +132,9 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
         results = checks.validate(con, home, draft, recipe.checks.warn_only)
         broken = [v for v in results if v.critical and not v.success]
         build = draft.model_copy(update={"validations": results, "status": "refused" if broken else "snapshot"})
-        build.write(home)
         catalog.add_build(con, home, build)
         report.write(home, build, con)
+        build.write(home)
     catalog.publish(home)
     if broken:
         why = "; ".join(f"{v.layer}: {v.expectation} ({v.detail})" for v in broken)

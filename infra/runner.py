@@ -14,6 +14,8 @@ The only module that imports ray.
 
 from __future__ import annotations
 
+import logging
+import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -158,14 +160,16 @@ class RayRunner:
 
     def __enter__(self) -> RayRunner:
         be_quiet()
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's ports run whatever is sent to them
         import ray
 
+        common = {"log_to_driver": False, "logging_level": logging.WARNING}
         if self._address:
-            ray.init(address=self._address, log_to_driver=False)
+            ray.init(address=self._address, **common)
         else:
             ray.init(
-                address="local", num_cpus=self._cpus, include_dashboard=False, log_to_driver=False,
-                object_store_memory=OBJECT_STORE_BYTES, _node_ip_address="127.0.0.1",
+                address="local", num_cpus=self._cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES, **common,
             )
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.slots = resources.get("CPU", 1.0)
