@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from infra.storage import write_atomic
 
 FILE, PUBLISHED = "catalog.duckdb", "catalog.ro.duckdb"
 LOCK_WAIT_S = 30.0
-_FENCE = {"enable_external_access": "false", "python_enable_replacements": "false", "lock_configuration": "true"}
+_FENCE: Mapping[str, str] = {
+    "enable_external_access": "false", "python_enable_replacements": "false", "lock_configuration": "true",
+}
 """No file but the catalog, no variable of the calling program, and no way to change that."""
 
 
@@ -50,8 +52,9 @@ CREATE OR REPLACE VIEW snapshot AS SELECT coalesce(getvariable('snapshot')::INTE
   (SELECT max(number) FROM builds WHERE status = 'snapshot')) AS number;
 CREATE OR REPLACE VIEW current_units AS SELECT u.* FROM units u
   WHERE u.path IN (SELECT unit FROM build_units WHERE build = (SELECT number FROM snapshot));
-CREATE OR REPLACE VIEW funnel AS SELECT * FROM (SELECT source, stage, count(*) AS partitions, sum(rows_in)::BIGINT AS rows_in,
-  sum(kept)::BIGINT AS kept, sum(dropped)::BIGINT AS dropped, sum(failed)::BIGINT AS failed,
+CREATE OR REPLACE VIEW funnel AS SELECT * FROM (SELECT source, stage, count(*) AS partitions,
+  sum(rows_in)::BIGINT AS rows_in, sum(kept)::BIGINT AS kept,
+  sum(dropped)::BIGINT AS dropped, sum(failed)::BIGINT AS failed,
   sum(quarantined::INTEGER)::BIGINT AS quarantined, sum(rows_in) = sum(kept) + sum(dropped) + sum(failed) AS balanced
   FROM current_units GROUP BY ALL) ORDER BY source, stage <> 'ingest', stage;
 """
@@ -69,7 +72,7 @@ def query(home: Path, sql: str, at: int | None = None) -> pa.Table:
         try:
             statements = con.extract_statements(sql)
             if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
-                raise CatalogError("the catalog answers one SELECT at a time; it is made from files and never written by SQL")
+                raise CatalogError("the catalog answers one SELECT at a time and is never written by SQL")
             answer = con.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise CatalogError(f"the catalog cannot answer: {error}") from None
@@ -89,12 +92,13 @@ def reader(home: Path, at: int | None = None) -> Iterator[Any]:
     if not path.exists():
         raise CatalogError(f"{home} has no snapshot yet: run `medloom build RECIPE --home {home}`")
     try:
-        con = duckdb.connect(str(path), read_only=True, config=_FENCE)
+        con = duckdb.connect(str(path), read_only=True, config=dict(_FENCE))
     except duckdb.Error as error:
         raise CatalogError(f"{path} cannot be opened; `medloom catalog rebuild` makes it again: {error}") from None
     with con:
         if at is not None:
-            known = [n for (n,) in con.execute("SELECT number FROM builds WHERE status = 'snapshot' ORDER BY 1").fetchall()]
+            snapshots = con.execute("SELECT number FROM builds WHERE status = 'snapshot' ORDER BY 1")
+            known = [n for (n,) in snapshots.fetchall()]
             if at not in known:
                 raise ConfigError(f"there is no snapshot {at}; known: {', '.join(map(str, known)) or 'none'}")
             con.execute(f"SET VARIABLE snapshot = {at:d}")
@@ -140,13 +144,21 @@ def rebuild(home: Path) -> None:
     refresh(home)
 
 
+def published(home: Path) -> set[int]:
+    """Numbers of the builds that readers see."""
+    if not (home / PUBLISHED).exists():
+        return set()
+    with reader(home) as con:
+        return {number for (number,) in con.execute("SELECT number FROM builds").fetchall()}
+
+
 def publish(home: Path) -> None:
     """Give readers a new copy; who has the old one open keeps it."""
     write_atomic(home / PUBLISHED, lambda draft: shutil.copyfile(home / FILE, draft))
 
 
 def add_build(con: Any, home: Path, build: Build) -> None:
-    """Index a build inside a writer: its units, their shards' rows, its validations. Adding it again changes nothing."""
+    """Index a build inside a writer: its units, their shards' rows, its validations. Adding it twice is adding it."""
     con.execute("BEGIN")
     known = {p for (p,) in con.execute("SELECT path FROM units").fetchall()}
     fresh = [(path, read_manifest(home, path)) for path in build.units if path not in known]
@@ -206,7 +218,8 @@ def _load(con: Any, home: Path, layer: Layer, paths: Sequence[str]) -> None:
         columns = ", ".join(f'"{name}"' for name in _metadata(layer).names)
         prefix = len(str(home.resolve())) + 2
         con.execute(
-            f"INSERT INTO {layer.name}_rows SELECT {columns}, substr(filename, {prefix}) FROM read_parquet(?, filename=true)",
+            f"INSERT INTO {layer.name}_rows SELECT {columns}, substr(filename, {prefix}) "
+            "FROM read_parquet(?, filename=true)",
             [[str(home.resolve() / p) for p in paths]],
         )
 

@@ -125,8 +125,8 @@ def _lists(build: Build) -> Mapping[str, Sequence[str]]:
 
 
 def _count(con: Any, expectation: Expectation, lists: Mapping[str, Sequence[str]]) -> Count:
-    bad = f"FILTER (({expectation.must}) IS NOT TRUE)"
-    sql = f"SELECT count(*), count(*) {bad}, min({expectation.name}, {EXAMPLES}) {bad} FROM {expectation.over}"
+    judged = f"SELECT ({expectation.must}) IS TRUE AS met, {expectation.name} AS name FROM {expectation.over}"
+    sql = f"SELECT count(*), count(*) FILTER (NOT met), min(name, {EXAMPLES}) FILTER (NOT met) FROM ({judged})"
     for placeholder, words in lists.items():
         sql = sql.replace(placeholder, _sql_list(words))
     rows, unexpected, examples = con.execute(sql).fetchone()

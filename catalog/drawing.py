@@ -8,7 +8,6 @@ The invariant: the pixels given are never changed, and only lines and numbers di
 from __future__ import annotations
 
 import colorsys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from catalog.masks import Mask, decode_mask
+
 Pixels = npt.NDArray[np.uint8]
 """(height, width) grey or (height, width, 3) RGB, 8 bit."""
-Mask = npt.NDArray[np.bool_]
 
 GOLDEN = 0.618033988749895
 """Step around the colour circle that keeps any number of hues apart."""
@@ -43,16 +43,6 @@ def draw_regions(
     if numbers:
         _number(image, [[zoom * side for side in roi["box"]] for roi in rois])
     return image
-
-
-def decode_mask(rle: Mapping[str, Any]) -> Mask:
-    """The (height, width) mask of a COCO run-length code as the layer `rois` holds it."""
-    from pycocotools import mask as coco
-
-    with warnings.catch_warnings():  # pycocotools 2.0.11 lacks the copy keyword of NumPy 2's __array__
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        pixels = coco.decode({"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")})
-    return np.ascontiguousarray(pixels > 0)
 
 
 def _colour(n: int) -> tuple[int, int, int]:

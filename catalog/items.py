@@ -17,8 +17,9 @@ from infra.keys import key
 class Partition:
     """The unit of work, of retry and of commit.
 
-    `refs` is what the connector needs to read the items again, JSON only, one entry an item, in reading order. Paths may
-    stand in it; they never enter the key, which is made from `contents`: one (item id, hash of its bytes) pair an item.
+    `refs` is what the connector needs to read the items again, JSON only, one entry an item, in reading order. Paths
+    may stand in it; they never enter the key, which is made from `contents`: one (item id, hash of its bytes) pair an
+    item.
     """
 
     source: str

@@ -93,8 +93,8 @@ _LAYERS = (
         Field("anatomy", STR, "body region in plain words, as stated by the source"),
         Field("view", STR, "axial, coronal, sagittal, PA, lateral …"),
         Field("volume_id", STR, "the volume this is a slice of"),
-        Field("slice_index", I32, "index of the slice along the volume's third axis (see volumes.orientation), or "
-              "frame number of a cine, from 0"),
+        Field("slice_index", I32, "index along the axis of the volume's own array (as in volumes.shape) closest to "
+              "the view's normal; or frame number of a cine, from 0"),
         Field("window", _list(F64, 2), "lower and upper value (HU or raw, after rescale) mapped to grey 0 and 255"),
         Field("pixel_spacing", _list(F64, 2), "mm per row, mm per column of the stored image; null: unknown"),
         Field("orientation", STR, "patient directions in which columns and rows grow, as two letters (LP: to the "
@@ -106,7 +106,8 @@ _LAYERS = (
         *LICENCES,
     )),
     Layer("volumes", "a 3-D scan, by reference", ("volume_id",), (
-        Field("volume_id", STR, "hash of source, series and the bytes of its files in order", True),
+        Field("volume_id", STR, "hash of source, series, the bytes of its files in order, and the frame of a 4-D file",
+              True),
         Field("source", STR, "name of the source in the recipe", True),
         Field("group_id", STR, "patient, pseudonymous", True),
         Field("items", _list(STR), "the source's items it is made of, in slice order", True),
@@ -117,7 +118,9 @@ _LAYERS = (
         Field("spacing", _list(F64, 3), "mm along the three axes; null: unknown"),
         Field("orientation", STR, "patient directions in which the axes grow, three letters (LPS, RAS …)"),
         Field("rescale_applied", BOOL, "values were turned into the modality's unit (HU for CT)"),
-        Field("geometry_flags", _list(STR), "what is odd: gap, non_uniform, tilt, duplicate_slices, sform_qform_differ"),
+        Field("geometry_flags", _list(STR), "what is odd: gap, non_uniform, tilt, duplicate_slices, "
+              "sform_qform_differ, qform_invalid, no_orientation, not_hounsfield, labels_resampled, "
+              "labels_grid_mismatch, labels_not_integers, labels_not_finite"),
         Field("header", STR, "further header facts after de-identification, as JSON"),
         *LICENCES,
     )),

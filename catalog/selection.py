@@ -68,7 +68,7 @@ class Row:
         for magic, suffix in _MAGIC:
             if head.startswith(magic):
                 return suffix
-        raise CatalogError(f"sample {self.id}: the stored image is no web format; `medloom verify` finds what is damaged")
+        raise CatalogError(f"sample {self.id}: the stored image is no web format; `medloom verify` finds damage")
 
     def caption(self, kinds: Sequence[str]) -> Mapping[str, Any] | None:
         """The first text of the first kind that the sample has one of."""
@@ -131,7 +131,7 @@ class Selection:
                     yield Row(image, **{layer: rows.get(image["sample_id"], []) for layer, rows in about.items()})
                     missing -= 1
                 if missing:
-                    raise CatalogError(f"{shard} lacks {missing} of the samples picked; `medloom verify` says what is wrong")
+                    raise CatalogError(f"{shard} lacks {missing} of the samples picked; `medloom verify` says more")
 
     def _images(self, shard: str, wanted: pa.Array) -> Iterator[dict[str, Any]]:
         """Rows of `images` by row group; groups without a wanted sample are not read."""
@@ -141,7 +141,7 @@ class Selection:
                 picked = pc.indices_nonzero(pc.is_in(ids, wanted))
                 if len(picked):
                     table = file.read_row_group(group)
-                    for place in picked.to_pylist():  # one at a time: each picture is copied when it is turned to Python
+                    for place in picked.to_pylist():  # one at a time, since turning a row to Python copies its picture
                         yield table.slice(place, 1).to_pylist()[0]
 
     def _about(self, con: Any, shard: str, layer: str) -> dict[str, list[dict[str, Any]]]:

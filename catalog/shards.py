@@ -122,4 +122,5 @@ def rehash(home: Path, shard: Shard) -> str | None:
         return "missing"
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if digest == shard.sha256 else f"its bytes have changed (sha256 {digest[:12]}…, not {shard.sha256[:12]}…)"
+    same = digest == shard.sha256
+    return None if same else f"its bytes have changed (sha256 {digest[:12]}…, not {shard.sha256[:12]}…)"

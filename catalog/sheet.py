@@ -3,7 +3,8 @@
 Which samples: of every source, the `per_source` that tell most. Its modalities take turns (in alphabetical order,
 unknown last), and within a modality the sample with the most distinct region labels comes first, then the most texts,
 then the smallest sample_id. So each modality of a source is shown while there is room, and the same snapshot gives the
-same sheet. Only the row groups that hold these samples are read.
+same sheet. Where a modality of a source has more than POOL samples, the choice is among the POOL smallest ids, which
+are hashes and so favour nobody. Only the row groups that hold the chosen samples are read.
 
 >>> with reader(home) as con:
 ...     markdown(cards(con, home))
@@ -31,13 +32,19 @@ SIDE = 384
 """Longer side of a thumbnail, pixels, at most."""
 MARKDOWN_BYTES = 1_500_000
 """Size of the sheet as markdown, at most; cards that do not fit are counted at its end."""
+POOL = 1000
+"""Samples of each modality of a source that are compared with each other, so that a large dataset is not sorted."""
 
-_CHOICE = """
-WITH told AS (
+_CHOICE = f"""
+WITH pool AS MATERIALIZED (
+  SELECT unnest(ids) AS sample_id FROM (SELECT min(sample_id, {POOL}) AS ids FROM images GROUP BY source, modality)
+), told AS (
   SELECT sample_id, source, modality, width, height, shard, coalesce(r.labels, 0) AS labels,
-    coalesce(t.texts, 0) AS texts FROM images
-  LEFT JOIN (SELECT sample_id, count(DISTINCT label) AS labels FROM rois GROUP BY 1) r USING (sample_id)
-  LEFT JOIN (SELECT sample_id, count(*) AS texts FROM texts GROUP BY 1) t USING (sample_id)
+    coalesce(t.texts, 0) AS texts FROM images SEMI JOIN pool USING (sample_id)
+  LEFT JOIN (SELECT sample_id, count(DISTINCT label) AS labels FROM rois SEMI JOIN pool USING (sample_id) GROUP BY 1) r
+    USING (sample_id)
+  LEFT JOIN (SELECT sample_id, count(*) AS texts FROM texts SEMI JOIN pool USING (sample_id) GROUP BY 1) t
+    USING (sample_id)
 ), turns AS (
   SELECT *, row_number() OVER (PARTITION BY source, modality ORDER BY labels DESC, texts DESC, sample_id) AS turn
   FROM told

@@ -35,7 +35,6 @@ from infra.storage import resolve, walk
 
 NAME = "nifti"
 VERSION = "1"
-VERSION = "1"
 REQUIRES = {"nibabel": "nibabel"}
 
 SUFFIXES = (".nii", ".nii.gz")

@@ -59,6 +59,7 @@ def prepare(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
             f"{home} holds the dataset {last.name!r}, this recipe is {recipe.name!r}: name another --home, or name the "
             f"recipe {last.name!r} if it is the same dataset"
         )
+    checks.require_known(recipe.checks.warn_only)
     sweep(home)
     if last and last.number not in catalog.published(home):
         catalog.refresh(home)  # a build was killed between its record and its publication

@@ -26,7 +26,8 @@ app.add_typer(knowledge_app, name="knowledge")
 Home = Annotated[Path, typer.Option("--home", help="Folder of the dataset.", default_factory=default_home)]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
 Changes = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, such as stages.caption.captioner=llm.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, such as stages.caption.captioner=llm."),
 ]
 RunnerName = Annotated[str, typer.Option("--runner", help="inline, ray, auto or ray://HOST:PORT.")]
 
@@ -37,7 +38,9 @@ def build(
     home: Home,
     set: Changes = [],  # noqa: B006
     runner: RunnerName = "ray",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again whose failure may pass.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try items again whose failure may pass.")
+    ] = False,
 ) -> None:
     """Build what RECIPE describes and the dataset lacks, and record a snapshot."""
     from flows.run import run_build
@@ -65,8 +68,8 @@ def funnel(home: Home, format: Annotated[str, typer.Option(help="table, json or 
 
     show(ask(home, "SELECT * FROM funnel").to_pylist(), format)
     if format == "table":
-        why = "SELECT source, stage, outcome, code, count(*) AS n FROM rejects GROUP BY ALL ORDER BY source, n DESC, code"
-        show(ask(home, why).to_pylist(), format)
+        why = "SELECT source, stage, outcome, code, count(*) AS n FROM rejects GROUP BY ALL"
+        show(ask(home, f"{why} ORDER BY source, n DESC, code").to_pylist(), format)
 
 
 @app.command()
@@ -92,7 +95,8 @@ def verify(home: Home) -> None:
     from catalog import verify as check
 
     units = check.manifests(home)
-    wrong = [line for unit in track(units, "verifying", disable=not sys.stderr.isatty()) for line in check.problems(home, unit)]
+    seen = track(units, "verifying", disable=not sys.stderr.isatty())
+    wrong = [line for unit in seen for line in check.problems(home, unit)]
     for line in wrong:
         typer.echo(line, err=True)
     shards = sum(len(unit.shards) for unit in units)
@@ -111,7 +115,7 @@ def catalog_rebuild(home: Home) -> None:
 
 @app.command()
 def plugins(format: Annotated[str, typer.Option(help="table, json or csv.")] = "table") -> None:
-    """List plug-ins: connectors, decoders, stages, experts, captioners, corpora and exporters, and why one cannot run."""
+    """List plug-ins of every kind, and why one cannot run here."""
     from infra.plugins import listed
 
     rows = [{"kind": p.kind, "name": p.name, "runs here": p.reason or "yes", "what": p.summary} for p in listed()]

@@ -19,10 +19,10 @@ FROM images i GROUP BY ALL ORDER BY source, modality"""
 RICHEST = """SELECT t.sample_id, t.text, t.evidence, t.generator FROM texts t JOIN images i USING (sample_id)
 WHERE t.kind = 'global' AND t.generator <> 'source' ORDER BY len(t.evidence) DESC, t.sample_id LIMIT 1"""
 EVIDENCE = {
-    "label": "SELECT name || ' = ' || value || ' (' || origin || ')' AS what FROM labels WHERE label_id = ?",
-    "roi": "SELECT label || ', ' || position || ' (' || expert || ', ' || trust || ')' AS what FROM rois WHERE roi_id = ?",
-    "passage": "SELECT corpus || ': ' || text AS what FROM passages WHERE passage_id = ?",
-    "text": "SELECT kind || ': ' || text AS what FROM texts WHERE text_id = ?",
+    "label": "SELECT name || ' = ' || value || ' (' || origin || ')' FROM labels WHERE label_id = ?",
+    "roi": "SELECT label || ', ' || position || ' (' || expert || ', ' || trust || ')' FROM rois WHERE roi_id = ?",
+    "passage": "SELECT corpus || ': ' || text FROM passages WHERE passage_id = ?",
+    "text": "SELECT kind || ': ' || text FROM texts WHERE text_id = ?",
 }
 
 
@@ -41,7 +41,8 @@ def run_demo(home: Path, data: Path | None, runner: str) -> None:
     typer.secho("\nWhere it lies", bold=True)
     typer.echo(f"dataset:                  {home.resolve()}")
     typer.echo(f"report and contact sheet: {(home / report.path(snapshot)).resolve()}")
-    typer.echo(f"ask it something:         medloom sql \"SELECT modality, count(*) FROM images GROUP BY 1\" --home {home}")
+    ask = "SELECT modality, count(*) FROM images GROUP BY 1"
+    typer.echo(f'ask it something:         medloom sql "{ask}" --home {home}')
 
 
 def _caption(home: Path) -> None:

@@ -50,7 +50,7 @@ def run_export(home: Path, where: str, format: str, out: Path, at: int | None, o
                 f"and {counts.without_caption} left out; nothing stands at {out}: this is a bug of the exporter"
             )
         if counts.written == 0:
-            raise ConfigError(f"none of the {len(selection)} samples has a caption, which {format!r} needs; nothing was written")
+            raise ConfigError(f"{format!r} needs captions, none of {len(selection)} samples has one; nothing written")
         record = {
             "exporter": format, "parameters": params.model_dump(mode="json"), "snapshot": selection.snapshot,
             "where": where, "samples_sha256": selection.sha256, "picked": len(selection), "written": counts.written,
@@ -77,7 +77,7 @@ def _option(option: str) -> tuple[str, Any]:
 
 @contextmanager
 def _draft_of(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, gone afterwards unless it was renamed; what a killed export left in it goes first."""
+    """An empty folder beside `out`, gone afterwards unless it was renamed; what a killed export left goes first."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; name another --out, an export never mixes with what is there")
     draft = out.with_name(f".{out.name}.unfinished")

@@ -1,125 +1,184 @@
 """The build as a Prefect flow: what schedules start and the UI shows.
 
-Prefect sees partition groups, never samples: each group is one task run, and the work inside is the runner's. Nothing
-is passed through Prefect but small records; the catalog is the cache, so Prefect's own caching and results stay off.
+Prefect sees partition groups, never samples: each group is one task run, and the work inside is the runner's. The
+invariant: nothing passes through Prefect but names, counts and what people look at; the catalog is the cache, so
+Prefect's own caching and results stay off, and stopping a run at any point costs no more than the units under way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Any, TypeVar
 from uuid import UUID
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect import State, flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.exceptions import CancelledRun
+from prefect.states import Cancelled
 
 from catalog import report, sheet
 from catalog.builds import Build
 from catalog.catalog import query, reader
 from flows import build as work
-from flows.plan import Plan
+from flows.plan import Chain
 from flows.recipe import find_recipe, load_recipe
+from flows.serve import served
 from infra.errors import MedloomError
-from infra.runner import open_runner
+from infra.runner import Runner, open_runner
+
+T = TypeVar("T")
+
+TELL_S = 1.0
+"""Seconds between two requests that move the progress bar, at the least."""
+REJECTS = """SELECT source, stage, outcome, code, count(*) AS rows, min(message) AS example FROM rejects
+GROUP BY ALL ORDER BY rows DESC, source, stage, code"""
 
 watch: Callable[[work.Progress], object] = lambda _: None  # noqa: E731
-"""Told of progress beside the artifact: the command line's progress bar."""
+"""Told of every unit beside the progress artifact: the command line's progress bar."""
 
 
-class _Opaque:
-    """Prefect walks through what tasks return, and a plan may be large."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+def _run_name() -> str:
+    return Path(runtime.flow_run.parameters["recipe"]).stem
 
 
-@flow(name="build", flow_run_name="{recipe}", persist_result=False, retries=0)
+@flow(name="build", flow_run_name=_run_name, persist_result=False)
 def build(
-    recipe: Annotated[str, Field(description="a bundled recipe's name, or the path of a recipe file")] = "demo",
-    home: Annotated[str, Field(description="folder of the dataset")] = "medloom-home",
-    runner: Annotated[str, Field(description="inline, ray, auto or ray://HOST:PORT")] = "ray",
-    changes: Annotated[list[str], Field(description="key=value changes to the recipe, as of --set")] = [],  # noqa: B006
-    retry_failed: Annotated[bool, Field(description="try items again whose failure may be passing")] = False,
-) -> str:
+    recipe: str = "demo", home: str = "medloom-home", runner: str = "ray", changes: list[str] = [],  # noqa: B006
+    retry_failed: bool = False,
+) -> str | State[Any]:
     """Build what the recipe describes and the dataset lacks, and record a snapshot.
 
-    Returns a line that says what was done. Raises BuildError when there is no snapshot; what was committed stays.
+    Returns a line that says what was done, or the state Cancelled when somebody asked for that in the UI. Raises
+    BuildError when there is no snapshot; what was committed stays, and the next run goes on from there.
+
+    Args:
+        recipe: A bundled recipe's name, or a recipe file.
+        home: Folder of the dataset.
+        runner: inline, ray, auto or ray://HOST:PORT.
+        changes: Changes to the recipe, such as stages.caption.captioner=llm.
+        retry_failed: Try items again whose failure may pass.
     """
-    log = get_run_logger()
-    root = Path(home)
+    log, root = get_run_logger(), Path(home)
     steps = load_recipe(find_recipe(recipe), changes)
     for why in steps.left_out:
-        log.info("source left out: %s", why)
-
-    @task(name="plan", persist_result=False, cache_policy=NO_CACHE)
-    def plan() -> _Opaque:
-        return _Opaque(work.prepare(steps, root, retry_failed))
-
-    todo = plan().plan
-    if same := work.up_to_date(todo, root):
+        log.warning("source left out: %s", why)
+    plan = _task("plan", "plan", partial(work.prepare, steps, root, retry_failed))
+    if same := work.up_to_date(plan, root):
         log.info("nothing to do: snapshot %d is what the recipe describes", same.number)
         return f"nothing to do: snapshot {same.number} is up to date"
-    progress = work.Progress(todo.todo)
-    groups = work.groups(todo)
-    shown = create_progress_artifact(0.0, key="progress", description=f"{todo.todo} units in {len(groups)} groups")
-    with open_runner(runner) as running:
-
-        @task(name="partitions", task_run_name="partitions {first}", persist_result=False, cache_policy=NO_CACHE)
-        def partitions(index: int, first: str) -> str:
-            before = len(progress.errors)
-            work.run_chains(groups[index], steps, root, running, progress, lambda p: _show(shown, p))
-            if bugs := progress.errors[before:]:
-                raise work.BuildError(f"{len(bugs)} units stopped on a bug; first:\n{bugs[0]}")
-            return f"{progress.done} of {progress.todo} units"
-
-        for index, group in enumerate(groups):
-            name = f"{group[0].partition.source}/{group[0].partition.name} (+{len(group) - 1})"
-            state = partitions(index, name, return_state=True)
-            log.info("%s: %d of %d units done", name, progress.done, progress.todo)
-            if state.is_failed() and not progress.errors:
-                state.result()  # a recipe or environment that cannot work: stop here
-
-    @task(name="check and commit", persist_result=False, cache_policy=NO_CACHE)
-    def commit() -> Build:
-        return work.commit(todo, progress, steps, root)
-
-    try:
-        made = commit()
-    except MedloomError as error:
-        log.error("%s", error)
-        raise
-    _publish(root, made)
-    return f"snapshot {made.number}: {progress.done} units run, {len(todo.done)} stood already"
+    progress = work.Progress(plan.todo)
+    with get_client(sync_client=True) as client:
+        try:
+            tell = _Teller(client, progress)
+            with _opened(runner) as running:
+                for group in work.groups(plan):
+                    try:
+                        run = partial(_run_group, group, steps, root, running, progress, tell)
+                        _task("partitions", _group_name(group), run)
+                    except work.BuildError as error:
+                        log.error("%s", error)  # the other groups still run; the commit will refuse
+            made = _task("commit", "check and commit", partial(work.commit, plan, progress, steps, root))
+        except CancelledRun:
+            return Cancelled(message=f"cancelled after {progress.done} of {progress.todo} units")
+        except MedloomError as error:
+            log.error("%s", error)
+            raise
+        _publish(client, root, made)
+    result = f"snapshot {made.number}: {progress.done} units run, {len(plan.done)} stood already"
+    log.info("%s", result)
+    return result
 
 
-_SHOW_EVERY = 0.02
+def _task(name: str, run_name: str, call: Callable[[], T]) -> T:
+    """Make a call as a task run. It goes in and comes out by closure: Prefect walks through arguments and results."""
+    result: list[T] = []
+
+    @task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)
+    def body() -> State[Any] | None:
+        try:
+            result.append(call())
+        except CancelledRun as error:
+            return Cancelled(message=str(error))
+        return None
+
+    body()
+    return result[0]
 
 
-def _show(artifact: UUID, progress: work.Progress) -> None:
-    """Move the progress bar in steps of two percent: each move is a request to the server."""
-    share, step = progress.done / max(progress.todo, 1), max(1, int(progress.todo * _SHOW_EVERY))
-    watch(progress)
-    if progress.done % step == 0 or progress.done == progress.todo:
-        update_progress_artifact(artifact, progress=round(100 * share, 1))
+def _run_group(
+    group: Sequence[Chain], steps: Any, home: Path, running: Runner, progress: work.Progress,
+    tell: Callable[[work.Progress], None],
+) -> None:
+    before = len(progress.errors)
+    work.run_chains(group, steps, home, running, progress, tell)
+    if bugs := progress.errors[before:]:
+        raise work.BuildError(f"{len(bugs)} units stopped on a bug; first:\n{bugs[0]}")
 
 
-def _publish(home: Path, made: Build) -> None:
-    """What people look at in the UI: the funnel, the contact sheet, the report."""
-    funnel = query(home, "SELECT * FROM funnel", made.number)
-    create_table_artifact(funnel.to_pylist(), key="funnel", description=f"snapshot {made.number}: what became of every row")
-    rejects = query(home, "SELECT source, stage, code, count(*) AS n, any_value(message) AS example FROM rejects "
-                          "GROUP BY ALL ORDER BY n DESC, code", made.number)
-    create_table_artifact(rejects.to_pylist(), key="rejects", description=f"snapshot {made.number}: what did not make it, and why")
+def _group_name(group: Sequence[Chain]) -> str:
+    first = f"{group[0].partition.source}/{group[0].partition.name}"
+    return first if len(group) == 1 else f"{first} and {len(group) - 1} more"
+
+
+@contextmanager
+def _opened(address: str) -> Iterator[Runner]:
+    """The runner, with SIGTERM as Prefect set it: Ray takes it for itself, and a cancelled run would look crashed."""
+    before = signal.getsignal(signal.SIGTERM)
+    with open_runner(address) as running:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+        yield running
+
+
+class _Teller:
+    """Moves the progress artifact, and stops a run that was cancelled in the UI and that no `medloom serve` stops."""
+
+    def __init__(self, client: SyncPrefectClient, progress: work.Progress) -> None:
+        self._client, self._next = client, 0.0
+        self._bar = _show(client, "progress", "progress", 0.0, f"0 of {progress.todo} units")
+
+    def __call__(self, progress: work.Progress) -> None:
+        watch(progress)
+        if time.monotonic() < self._next and progress.done < progress.todo:
+            return
+        share, words = 100 * progress.done / progress.todo, f"{progress.done} of {progress.todo} units"
+        self._client.update_artifact(self._bar, ArtifactUpdate(data=round(share, 1), description=words))
+        state = self._client.read_flow_run(UUID(runtime.flow_run.id)).state
+        if state and state.is_cancelling():
+            raise CancelledRun(f"cancelled after {words}")
+        self._next = time.monotonic() + TELL_S
+
+
+def _publish(client: SyncPrefectClient, home: Path, made: Build) -> None:
+    """What people look at in the UI: the funnel, the rejects, the contact sheet, the report."""
+    snapshot = f"snapshot {made.number}"
+    for key, sql, about in (("funnel", "SELECT * FROM funnel", "what became of every row"),
+                            ("rejects", REJECTS, "what did not make it, and why")):
+        rows = query(home, sql, made.number).to_pylist()
+        _show(client, key, "table", json.dumps(rows, default=str), f"{snapshot}: {about}")
     with reader(home, made.number) as con:
-        create_markdown_artifact(sheet.markdown(sheet.cards(con, home)), key="contact-sheet",
-                                 description=f"snapshot {made.number}: samples with their regions and captions")
-    create_link_artifact((home / report.path(made)).resolve().as_uri(), link_text="the report of this build", key="report")
+        cards = sheet.markdown(sheet.cards(con, home))
+    _show(client, "contact-sheet", "markdown", cards, f"{snapshot}: samples with their regions and captions")
+    page = report.path(made)
+    link = f"{address}/{page.removeprefix('reports/')}" if (address := served(home).get("reports")) else ""
+    file = (home / page).resolve()
+    _show(client, "report", "markdown", f"[the report of build {made.number}]({link or file.as_uri()})\n\n`{file}`",
+          f"{snapshot}: the report, to be read before the dataset is trusted")
+
+
+def _show(client: SyncPrefectClient, key: str, kind: str, data: Any, description: str) -> UUID:
+    """Make an artifact of this flow run."""
+    run = UUID(runtime.flow_run.id)
+    made = client.create_artifact(
+        ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=run)
+    )
+    return made.id

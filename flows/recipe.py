@@ -29,6 +29,7 @@ from infra.errors import ConfigError
 from infra.plugins import load, nearest
 from transforms.decoded import IngestParams
 from transforms.ingest import SourceTerms
+from transforms.volumes import check
 
 BUNDLED = Path(__file__).parent / "recipes"
 
@@ -118,7 +119,7 @@ def find_recipe(name: str) -> Path:
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read, change (`--set key=value`) and check a recipe. Raises ConfigError that names the place and the valid keys."""
+    """Read, change (`--set key=value`) and check a recipe. ConfigError names the place and the valid keys."""
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -128,7 +129,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     for change in changes:
         _set(raw, change)
     base = path.resolve().parent
-    values = {k: v for k, v in (raw.pop("vars", None) or {}).items()}
+    values = dict(raw.pop("vars", None) or {})
     common = raw.pop("ingest", None) or {}
     sources, left_out = [], []
     for entry in raw.pop("sources", None) or []:
@@ -199,7 +200,10 @@ def _split(entry: Mapping[str, Any], own: type[BaseModel], kind: str, base: Path
 
 
 def _source(entry: Mapping[str, Any], base: Path) -> Source:
-    return checked(Source, _split(entry, Source, "connector", base), f"source {entry.get('name')!r}")  # type: ignore[no-any-return]
+    where = f"source {entry.get('name')!r}"
+    source: Source = checked(Source, _split(entry, Source, "connector", base), where)
+    check(source.ingest)
+    return source
 
 
 def _stage(entry: Mapping[str, Any]) -> dict[str, Any]:

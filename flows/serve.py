@@ -1,19 +1,23 @@
 """A local Prefect server with the scheduled build: what `medloom serve` runs.
 
-Everything listens on 127.0.0.1 only. The server's records lie in HOME/prefect; builds from the command line find it
-by HOME/prefect/server.json and show up in the same UI.
+The invariants: everything listens on 127.0.0.1 only, and a server never outlives the process that started it, however
+that one ended. The server's records lie in HOME/prefect; builds from the command line find it by
+HOME/prefect/server.json and show up in the same UI.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,71 +26,128 @@ from infra.settings import be_quiet
 from infra.storage import write_bytes
 
 START_WAIT_S = 120
-
-
-def address_of(home: Path) -> str | None:
-    """The API address of the server that `medloom serve` runs for this home, if it answers."""
-    try:
-        address = str(json.loads((home / "prefect" / "server.json").read_text())["api"])
-    except FileNotFoundError:
-        return None
-    return address if _answers(address) else None
+STOP_WAIT_S = 10
+RECORD = "prefect/server.json"
 
 
 def serve(recipe: str, home: Path, cron: str, runner: str, changes: Sequence[str], port: int) -> None:
-    """Run the server and serve the deployment until Ctrl-C. Raises ConfigError when the port is taken."""
+    """Run the server and serve the deployment until Ctrl-C; reports are served on the port after `port`.
+
+    Raises ConfigError when the recipe or the cron line is wrong, or a port is taken.
+    """
     from flows.recipe import find_recipe, load_recipe
+    from flows.reports import serve_reports
 
     loaded = load_recipe(find_recipe(recipe), changes)  # a wrong recipe must fail here, not at three in the morning
     home = home.resolve()
-    with server(home, port) as api:
-        os.environ["PREFECT_API_URL"] = api
-        from flows.flow import build
+    (home / "prefect").mkdir(parents=True, exist_ok=True)
+    os.environ |= {"PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
 
-        where = recipe if not Path(recipe).exists() else str(Path(recipe).resolve())
-        print(f"Prefect UI: {api.removesuffix('/api')}   deployment: build/{loaded.name}   schedule: {cron} (UTC)")
+    from flows.flow import build
+
+    try:
+        schedule = Cron(cron, timezone="UTC")
+    except ValueError as error:
+        raise ConfigError(f"--cron {cron!r} is no cron line; five fields such as '0 3 * * *' are") from error
+    with serve_reports(home, port + 1) as reports, server(home, port) as api, _recorded(home, api, reports):
+        print(f"Prefect UI  {api.removesuffix('/api')}\nreports     {reports}\n"
+              f"deployment  build/{loaded.name}, scheduled at {cron} (UTC)", flush=True)
         build.serve(
-            name=loaded.name, cron=cron, limit=1, print_starting_message=False, pause_on_shutdown=False,
-            parameters={"recipe": where, "home": str(home), "runner": runner, "changes": list(changes)},
+            name=loaded.name, schedule=schedule, limit=1, print_starting_message=False, pause_on_shutdown=False,
+            entrypoint_type=EntrypointType.MODULE_PATH, tags=["medloom"],
+            parameters={"recipe": portable(recipe), "home": str(home), "runner": runner, "changes": list(changes)},
         )
 
 
+def portable(recipe: str) -> str:
+    """The recipe as a process started elsewhere finds it: a bundled recipe's name, or an absolute path."""
+    return str(Path(recipe).resolve()) if Path(recipe).exists() else recipe
+
+
+def served(home: Path) -> Mapping[str, str]:
+    """The addresses `api` and `reports` of the `medloom serve` that runs for this home; empty when none does."""
+    try:
+        record: dict[str, str] = json.loads((home / RECORD).read_text())
+        os.kill(int(record.pop("pid")), 0)  # a record that a killed process left must not lead to another home's server
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return record if answers(record["api"]) else {}
+
+
 @contextmanager
-def server(home: Path, port: int) -> Iterator[str]:
-    """A Prefect server on 127.0.0.1 while the block runs; yields its API address."""
-    be_quiet()
-    home.mkdir(parents=True, exist_ok=True)
-    api = f"http://127.0.0.1:{port}/api"
-    if _answers(api):
-        raise ConfigError(f"port {port} is taken by another Prefect server; choose another --port, or use that one: "
-                          f"PREFECT_API_URL={api}")
-    os.environ["PREFECT_HOME"] = str(home / "prefect")
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    (home / "prefect").mkdir(exist_ok=True)
-    with open(home / "prefect" / "server.log", "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+def _recorded(home: Path, api: str, reports: str) -> Iterator[None]:
+    write_bytes(home / RECORD, json.dumps({"api": api, "reports": reports, "pid": str(os.getpid())}).encode())
     try:
-        until = time.monotonic() + START_WAIT_S
-        while not _answers(api):
-            if process.poll() is not None or time.monotonic() > until:
-                raise MedloomError(f"the Prefect server did not start; see {home / 'prefect' / 'server.log'}")
-            time.sleep(0.3)
-        write_bytes(home / "prefect" / "server.json", json.dumps({"api": api}).encode())
-        yield api
+        yield
     finally:
-        process.terminate()
+        (home / RECORD).unlink(missing_ok=True)
+
+
+@contextmanager
+def server(home: Path, port: int = 0, ui: bool = True) -> Iterator[str]:
+    """A Prefect server on 127.0.0.1 while the block runs; yields its API address. Port 0 takes a free one."""
+    be_quiet()
+    port = _free(port)
+    api, folder = f"http://127.0.0.1:{port}/api", home.resolve() / "prefect"
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
+        "PREFECT_HOME": str(folder), "PREFECT_SERVER_UI_ENABLED": str(ui).lower(),
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),  # the installed package may be read-only
+    }
+    command = [sys.executable, "-P", "-m", "flows.serve", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with open(folder / "server.log", "ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    with process:
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        (home / "prefect" / "server.json").unlink(missing_ok=True)
+            until = time.monotonic() + START_WAIT_S
+            while not answers(api):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise MedloomError(f"the Prefect server did not start; see {folder / 'server.log'}")
+                time.sleep(0.2)
+            yield api
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_WAIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-def _answers(api: str) -> bool:
+def answers(api: str) -> bool:
+    """Whether a Prefect server answers at this API address."""
     try:
-        with urllib.request.urlopen(f"{api}/health", timeout=2) as answer:
+        with urllib.request.urlopen(f"{api}/health", timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _free(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"port {port} is taken; choose another --port, or use the server that runs there by "
+                              f"PREFECT_API_URL=http://127.0.0.1:{port}/api if it is Prefect's") from error
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """Wait until the pipe from the parent closes, as it does however the parent ends, and stop this process."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_WAIT_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":  # the server process: Prefect's own command line
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from prefect.cli import app
+
+    app()

@@ -1,9 +1,9 @@
 """Runners: the same chains of steps in this process, or on Ray, on one machine or many.
 
-A step is a function of (payload, state); a chain is steps that follow one another; chains do not wait for each other, so
-a later step of one runs while an earlier step of the next does. The runner knows nothing of datasets. The invariant: at
-most `slots` CPUs' worth of steps run at a time, every step of a chain ends in exactly one `Done` until one fails, and
-leaving the `with` block, for whatever reason, stops what still runs.
+A step is a function of (payload, state); a chain is steps that follow one another; chains do not wait for each other,
+so a later step of one runs while an earlier step of the next does. The runner knows nothing of datasets. The
+invariant: at most `slots` CPUs' worth of steps run at a time, every step of a chain ends in exactly one `Done` until
+one fails or says it is the last, and leaving the `with` block, for whatever reason, stops what still runs.
 
 >>> with InlineRunner() as runner:
 ...     [done.value for done in runner.run([[Step("a", lambda x, _: x + 1, 1)]])]
@@ -78,7 +78,9 @@ class Runner(Protocol):
     """Runs chains; used as a context manager."""
 
     def __enter__(self) -> Runner: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
     def run(self, chains: Iterable[Sequence[Step]]) -> Iterator[Done]:
         """Run all chains and yield each step as it ends, in no order. Chains are pulled as there is room."""
         ...
@@ -163,13 +165,12 @@ class RayRunner:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's ports run whatever is sent to them
         import ray
 
-        common = {"log_to_driver": False, "logging_level": logging.WARNING}
         if self._address:
-            ray.init(address=self._address, **common)
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             ray.init(
                 address="local", num_cpus=self._cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES, **common,
+                object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level=logging.WARNING,
             )
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.slots = resources.get("CPU", 1.0)
@@ -214,7 +215,7 @@ class RayRunner:
                 yield done
 
     def _fill(self, ready: deque[_Running], source: Iterator[Sequence[Step]]) -> None:
-        """Start what there is room for; steps further down their chain first, so that chains end before others begin."""
+        """Start what there is room for; steps further down their chain first: chains end before others begin."""
         while True:
             free = self.slots - sum(r.step.cpus for r in self._running.values())
             started = next((r for r in ready if self._start(r, free)), None)

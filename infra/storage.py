@@ -57,7 +57,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove drafts that dead processes of this machine left; returns how many. Those of other machines are not ours."""
+    """Remove drafts that dead processes of this machine left; returns how many. Those of others are not ours."""
     swept = 0
     for path in folder.rglob(f"{TEMPORARY}{_HOST}-*"):
         process = path.name.removeprefix(f"{TEMPORARY}{_HOST}-").partition("-")[0]
@@ -71,7 +71,7 @@ def resolve(address: str, base: Path | None = None) -> Path:
     """The local folder or file of an address; a relative path is taken from `base` (the recipe's folder)."""
     if address.startswith("pkg:"):
         package, _, inner = address.removeprefix("pkg:").partition("/")
-        spec = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(f"{address}: the package {package!r} is not installed; install it or change the address")
         path = Path(next(iter(spec.submodule_search_locations))) / inner

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 
 from catalog import catalog
 from catalog.builds import Build
-from catalog.drawing import Mask
 from catalog.manifest import Manifest
+from catalog.masks import Mask
 from catalog.schema import LAYERS, VERSION
 from catalog.shards import ShardWriter
 from infra.keys import key, sha256

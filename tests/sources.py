@@ -97,7 +97,8 @@ def make_nifti(root: Path, count: int = 3) -> Path:
 
 ARTICLE = """<?xml version="1.0"?>
 <article xmlns:xlink="http://www.w3.org/1999/xlink"><front><journal-meta><journal-title-group><journal-title>Journal of
-Examples</journal-title></journal-title-group></journal-meta><article-meta><article-id pub-id-type="pmc">{pmc}</article-id>
+Examples</journal-title></journal-title-group></journal-meta><article-meta>
+<article-id pub-id-type="pmc">{pmc}</article-id>
 <title-group><article-title>Article {pmc}</article-title></title-group><permissions><license
 xlink:href="https://creativecommons.org/licenses/by/4.0/"><license-p>CC BY 4.0</license-p></license></permissions>
 </article-meta></front><body><p>See <xref ref-type="fig" rid="f1">Figure 1</xref> and <xref ref-type="fig"
@@ -125,7 +126,8 @@ def truncate(path: Path) -> None:
 RECIPE = """
 name: generated
 sources:
-  - {{name: pictures, use: images, layout: imagefolder, root: {root}/images, modality: XC, identifiers: public, capacity: 8}}
+  - {{name: pictures, use: images, layout: imagefolder, root: {root}/images, modality: XC, identifiers: public,
+     capacity: 8}}
   - {{name: series, use: dicom, root: {root}/dicom, identifiers: public}}
   - {{name: volumes, use: nifti, layout: msd, root: {root}/nifti, identifiers: public, capacity: 1}}
   - {{name: articles, use: pmc, root: {root}/pmc, identifiers: public, capacity: 1}}

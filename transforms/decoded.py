@@ -35,8 +35,8 @@ class IngestParams(BaseModel):
 
     max_side: int | None = Field(None, ge=16, description="shrink images whose longer side exceeds this (area resize)")
     windows: tuple[str, ...] = Field(
-        (), description="named CT windows (transforms/windows.yaml), one sample each; empty: the table's window for the "
-        "anatomy, else the file's own, else soft_tissue",
+        (), description="named CT windows (transforms/windows.yaml), one sample each; empty: the table's window for "
+        "the anatomy, else the file's own, else soft_tissue",
     )
     slices: str = Field(
         "largest:1+stride:0.25",
@@ -44,7 +44,9 @@ class IngestParams(BaseModel):
         "area), stride:F (every fraction F of the extent), all, middle; joined by +",
     )
     planes: tuple[str, ...] = Field(("axial",), description="planes cut from a volume: axial, coronal, sagittal")
-    frames: int = Field(8, ge=1, description="how many evenly spaced frames of a cine become samples")
+    frames: int = Field(
+        8, ge=1, description="how many evenly spaced frames of a cine become samples, and of a 4-D file volumes"
+    )
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,16 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from catalog.items import Label
+from catalog.items import Item, Label
 from infra.errors import Dropped, Terminal
 from transforms.decoded import Pseudonym
-
-BAD_VALUE = (
-    ValueError, TypeError, ArithmeticError, LookupError, AttributeError, NotImplementedError, struct.error,
-)
-"""What pydicom raises for an element whose bytes do not fit its type."""
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 """The transfer syntax whose dataset is one deflate stream: half a megabyte of it can unpack to gigabytes."""
@@ -72,6 +68,17 @@ def quietly() -> Iterator[None]:
         log.disabled = before
 
 
+@cache
+def bad_values() -> tuple[type[Exception], ...]:
+    """What pydicom raises for an element whose bytes do not fit its type."""
+    from pydicom.errors import BytesLengthException
+
+    return (
+        BytesLengthException, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, NotImplementedError,
+        struct.error,
+    )
+
+
 def open_dataset(data: bytes) -> Any:
     """A DICOM file as a pydicom dataset whose `file_meta` names its transfer syntax.
 
@@ -84,6 +91,7 @@ def open_dataset(data: bytes) -> Any:
 
     if data[128:132] != b"DICM" and data[:2] not in (b"\2\0", b"\x08\0", b"\0\x08"):
         raise Terminal("NOT_DICOM", "neither the DICM mark nor an element of group 0002 or 0008 where a file begins")
+    damaged: tuple[type[Exception], ...] = (*bad_values(), OSError, EOFError, zlib.error, RecursionError, MemoryError)
     with quietly():
         try:
             dataset = dcmread(io.BytesIO(_inflated(data)), force=True)
@@ -92,7 +100,7 @@ def open_dataset(data: bytes) -> Any:
                 implicit, little = dataset.original_encoding
                 explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
                 meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        except (*BAD_VALUE, OSError, EOFError, zlib.error, RecursionError, MemoryError) as error:
+        except damaged as error:
             raise Terminal(
                 "DICOM_UNREADABLE", f"the header cannot be read ({type(error).__name__}); fetch the file again"
             ) from None  # pydicom quotes the header
@@ -134,15 +142,11 @@ def check_image(dataset: Any, size: int) -> None:
     Nothing is decoded or allocated here. Codes: NOT_AN_IMAGE (dropped), NO_PIXELS, DIMENSIONS_IMPLAUSIBLE,
     PIXELS_TRUNCATED.
     """
-    from pydicom.uid import UID
-
     stored = (value(dataset, name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
     pixels = next((data for data in stored if data), None)
-    sop_class = UID(str(value(dataset, "SOPClassUID") or ""))
-    if sop_class.name != str(sop_class):  # a class that is not in the standard may hold anything, and is not quoted
-        no_image = any(word in sop_class.name for word in NO_IMAGES)
-        if no_image or (pixels is None and "Image" not in sop_class.name):
-            raise Dropped("NOT_AN_IMAGE", f"{sop_class.name} is not an image; nothing to do")
+    kind = uid_name(value(dataset, "SOPClassUID"))
+    if kind and (any(word in kind for word in NO_IMAGES) or (pixels is None and "Image" not in kind)):
+        raise Dropped("NOT_AN_IMAGE", f"{kind} is not an image; nothing to do")
     if pixels is None:
         raise Terminal("NO_PIXELS", "there is no pixel data; fetch the file again, or leave it out")
     shape = [number(dataset, k) or 0 for k in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
@@ -159,6 +163,14 @@ def check_image(dataset: Any, size: int) -> None:
         raise Terminal("PIXELS_TRUNCATED", f"{len(pixels)} of {int(needed)} bytes of pixels; fetch the file again")
 
 
+def uid_name(uid: Any) -> str | None:
+    """The name that the standard gives a UID; None for all others, which may identify and are not to be quoted."""
+    from pydicom._uid_dict import UID_dictionary
+
+    known = UID_dictionary.get(str(uid))
+    return known[0] if known else None
+
+
 def is_encapsulated(dataset: Any) -> bool:
     """Whether each frame is a codestream of its own, as in every transfer syntax but four."""
     return dataset.file_meta.TransferSyntaxUID not in NATIVE_SYNTAXES
@@ -169,7 +181,7 @@ def value(dataset: Any, keyword: str) -> Any:
     with quietly():
         try:
             found = dataset.get(keyword)
-        except BAD_VALUE:
+        except bad_values():
             return None
     return None if found is None or found == "" else found
 
@@ -197,7 +209,7 @@ def numbers(dataset: Any, keyword: str, count: int | None = None) -> tuple[float
         values = tuple(float(v) for v in found) if hasattr(found, "__iter__") and not isinstance(found, str) else (
             float(found),
         )
-    except BAD_VALUE:
+    except bad_values():
         return None
     if not values or not all(map(math.isfinite, values)) or count not in (None, len(values)):
         return None
@@ -244,6 +256,30 @@ def lossy(dataset: Any) -> bool | None:
     if stated == "01" or dataset.file_meta.TransferSyntaxUID in LOSSY_SYNTAXES:
         return True
     return False if stated == "00" else None
+
+
+@dataclass(frozen=True)
+class Described:
+    """What may be known of an item beside its pixels."""
+
+    item: Item
+    group: str
+    """pseudonym of the patient"""
+    facts: Mapping[str, Any]
+    """see `header_facts`"""
+    columns: Mapping[str, Any]
+    """of `images`: modality, anatomy, lossy, and what the source states, which counts more than the header"""
+    labels: tuple[Label, ...]
+
+
+def describe(item: Item, dataset: Any, pseudonym: Pseudonym) -> Described:
+    """De-identify the header of an item, and add what its source states."""
+    facts = header_facts(dataset)
+    stated = {name: fact for name, fact in item.facts.items() if name not in ("label_table", "article")}
+    columns = {"modality": facts.get("Modality"), "anatomy": facts.get("BodyPartExamined"), "lossy": lossy(dataset)}
+    patient = identifiers(dataset, pseudonym, item.id)["patient"]
+    group = pseudonym("patient", item.patient) if item.patient else patient
+    return Described(item, group, facts, {**columns, **stated}, (*item.labels, *fact_labels(facts)))
 
 
 def fact_labels(facts: Mapping[str, Any]) -> tuple[Label, ...]:

@@ -59,7 +59,7 @@ class Ingest:
     version: str = VERSION
 
     def ingredients(self, home: Path) -> Mapping[str, str]:
-        """What decides the rows beside parameters and items: versions of connector and decoders, the pseudonym key's hash."""
+        """What decides the rows beside parameters and items: our code's versions, and the pseudonym key's hash."""
         decoders = {f"decoder:{name}": module.VERSION for name, module in plugins("decoder").items()}
         connector = f"{self.connector}@{load('connector', self.connector).VERSION}"
         return {**decoders, "connector": connector, "pseudonym": sha256(self._secret(home))[:16]}

@@ -32,12 +32,14 @@ HEADER_BYTES = 540
 """The longer of the two headers: NIfTI-2."""
 SLACK = 1 << 20
 """Bytes that may follow the voxels; some writers pad."""
-MOST_BYTES = 8 << 30
+MOST_BYTES = 4 << 30
 """No file may declare more than this."""
 MOST_ANGLE_COS = 0.5
 """sform and qform that turn an axis by more than 60 degrees against each other contradict each other."""
 SAME_MM = 0.1
 """sform and qform that put no corner of the volume farther apart than this are the same."""
+MOST_MM = 1e6
+"""An affine with a larger number in it is no affine; nor is one with voxels smaller than 1 / MOST_MM."""
 MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 """code of xyzt_units -> mm; 0 (unknown) is taken for mm, as everyone does"""
 
@@ -222,10 +224,10 @@ def _scaled(affine: Affine, millimetres: float) -> Affine:
 
 
 def _usable(affine: Affine) -> bool:
-    if not np.isfinite(affine).all():
+    if not (np.abs(affine) < MOST_MM).all():  # nor NaN
         return False
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool((lengths > 0).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3)
+    return bool((lengths > 1 / MOST_MM).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3)
 
 
 def _farthest(one: Affine, other: Affine, shape: tuple[int, int, int]) -> float:

@@ -24,19 +24,17 @@ Relation (`relation`): see its docstring.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from catalog.masks import decode_mask, encode_mask
 from infra.errors import Terminal
 from infra.keys import key
 from transforms.decoded import Region
 
-Mask = npt.NDArray[np.bool_]
 Row = Mapping[str, Any]
 
 RELATIONS = ("inside", "contains", "overlaps", "left of", "right of", "above", "below", "concentric with")
@@ -102,24 +100,6 @@ def _box(region: Region, size: tuple[int, int]) -> list[int] | None:
         return None
     box = [max(0, math.floor(x0)), max(0, math.floor(y0)), min(width, math.ceil(x1)), min(height, math.ceil(y1))]
     return box if box[0] < box[2] and box[1] < box[3] else None
-
-
-def encode_mask(mask: Mask) -> dict[str, Any]:
-    """COCO run-length code of a (height, width) mask: {"size": [height, width], "counts": ascii}."""
-    from pycocotools import mask as coco
-
-    code = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": code["counts"].decode("ascii")}
-
-
-def decode_mask(rle: Row) -> Mask:
-    """The (height, width) mask of a COCO run-length code as the layer `rois` holds it."""
-    from pycocotools import mask as coco
-
-    with warnings.catch_warnings():  # pycocotools 2.0.11 lacks the copy keyword of NumPy 2's __array__
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        pixels = coco.decode({"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")})
-    return np.ascontiguousarray(pixels > 0)
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import Terminal
-from transforms.deidentify import BAD_VALUE, number, numbers, quietly, text, texts, value
+from transforms.deidentify import bad_values, number, numbers, quietly, text, texts, value
 from transforms.windows import Window
 
 Vector = npt.NDArray[np.float64]
@@ -213,6 +213,7 @@ def unmosaic(s: Slice, picture: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np
     with quietly():  # the module warns when it is imported
         from nibabel.nicom.dicomwrappers import WrapperError, wrapper_from_data
 
+    misfit: tuple[type[Exception], ...] = (WrapperError, *bad_values())
     try:
         with quietly():
             tiles: Any = wrapper_from_data(s.dataset)  # type: ignore[no-untyped-call]
@@ -220,7 +221,7 @@ def unmosaic(s: Slice, picture: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np
             affine = np.asarray(tiles.affine, dtype=np.float64)
         side = s.size[0] // rows
         stack = picture.reshape(side, rows, side, columns).transpose(0, 2, 1, 3).reshape(-1, rows, columns)[:count]
-    except (WrapperError, *BAD_VALUE) as error:
+    except misfit as error:
         advice = "convert the series with dcm2niix and ingest the NIfTI"
         message = f"the private header of a Siemens mosaic cannot be read ({type(error).__name__}); {advice}"
         raise Terminal("MOSAIC_UNSUPPORTED", message) from None

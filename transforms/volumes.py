@@ -128,6 +128,8 @@ def cut(scan: Scan, params: IngestParams) -> Iterator[Cut]:
     """
     upright = canonical(scan)
     windows = choose_windows(scan.values, scan.modality, scan.anatomy, scan.window, params.windows)
+    if "percentile" in windows:
+        upright = replace(upright, window=windows["percentile"])  # so that it is not sought again for every plane
     for plane in (NATIVE,) if scan.affine is None else params.planes:
         axis, orientation = (2, None) if plane == NATIVE else _plane(plane)
         for at in choose_slices(upright, axis, params.slices):
@@ -241,7 +243,7 @@ def _plane(name: str) -> tuple[int, str]:
 
 def _face(array: npt.NDArray[Any], axis: int, index: int) -> npt.NDArray[Any]:
     """A slice of an LPS array as a picture: rows go down to posterior (axial) or to the feet."""
-    face: npt.NDArray[Any] = array.take(index, axis=axis).T
+    face: npt.NDArray[Any] = np.moveaxis(array, axis, 0)[index].T  # a view: take would copy the volume
     return face if axis == 2 else face[::-1]
 
 

@@ -1,7 +1,7 @@
 """Hugging Face Parquet: a folder that `datasets.load_dataset` opens, with pictures, regions and texts as features.
 
-Row groups hold at most 100 rows and end at 100 MB (the hub's viewer fails on larger ones), image bytes are stored plain,
-and the schema metadata names the features, so an image column is an Image without a loading script.
+Row groups hold at most 100 rows and end at 100 MB (the hub's viewer fails on larger ones), image bytes are stored
+plain, and the schema metadata names the features, so an image column is an Image without a loading script.
 
 >>> datasets.load_dataset(str(out), split="train")[0]["rois"][0]["label"]
 """
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from catalog.exports import CAPTION_KINDS, Counts
 from catalog.schema import LAYERS
-from catalog.selection import Row
+from catalog.selection import ABOUT, Row
 
 NAME = "huggingface"
 REQUIRES: dict[str, str] = {}
@@ -51,7 +51,7 @@ def _rows_of(layer: str) -> pa.DataType:
 
 
 _IMAGES = [(f.name, _plain(f.type)) for f in LAYERS["images"].schema]
-FIELDS = pa.schema([*_IMAGES, ("caption", pa.string()), *((layer, _rows_of(layer)) for layer in ("labels", "rois", "texts"))])
+FIELDS = pa.schema([*_IMAGES, ("caption", pa.string()), *((layer, _rows_of(layer)) for layer in ABOUT)])
 
 
 def feature(name: str, kind: pa.DataType) -> Any:
@@ -141,7 +141,7 @@ def _card(params: Params, counts: Counts) -> str:
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# Exported by medloom\n\n{counts.written} samples. Licences of the images, one column a row "
-        f"(`licence_image`):\n\n{lines}\n\nBoxes are x0, y0, x1, y1 in pixels of the stored image, half-open; masks are "
-        "COCO run-length codes. `texts.evidence` names what each text rests on. Made texts may be wrong: they are for "
-        "research, not for care.\n"
+        f"(`licence_image`):\n\n{lines}\n\nBoxes are x0, y0, x1, y1 in pixels of the stored image, half-open; "
+        "masks are COCO run-length codes. `texts.evidence` names what each text rests on. Made texts may be wrong: "
+        "they are for research, not for care.\n"
     )

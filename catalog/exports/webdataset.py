@@ -33,11 +33,11 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shard_mb: int = Field(1000, ge=1, description="a new shard begins when this many megabytes are reached")
-    caption: tuple[str, ...] = Field(CAPTION_KINDS, description="kinds of text for the .txt, the first one there is wins")
+    caption: tuple[str, ...] = Field(CAPTION_KINDS, description="kinds of text for the .txt, the first there is wins")
 
 
 def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
-    """Write 00000.tar … and sizes.json. Samples without a caption are left out and counted: a loader would drop them."""
+    """Write 00000.tar … and sizes.json. Samples without a caption are left out and counted."""
     counts, sizes = Counts(), dict[str, int]()
     stream = _captioned(rows, params, counts)
     first = next(stream, None)

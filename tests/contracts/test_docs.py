@@ -1,4 +1,4 @@
-"""The README is true: every command, option, plug-in and bundled recipe it must name is named, and none that is not there."""
+"""The README is true: it names every command, plug-in, layer and bundled recipe, and no command that is not there."""
 
 from __future__ import annotations
 

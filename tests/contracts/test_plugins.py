@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import BaseModel
@@ -41,6 +41,6 @@ def test_every_kind_has_a_plugin_and_the_list_shows_all() -> None:
 
 def test_what_is_missing_is_named_with_the_way_to_get_it() -> None:
     class Lacking:
-        REQUIRES = {"no_such_module_at_all": "medloom[heavy]"}
+        REQUIRES: ClassVar = {"no_such_module_at_all": "medloom[heavy]"}
 
     assert why_unavailable(Lacking) == "needs medloom[heavy]: pip install medloom[heavy]"

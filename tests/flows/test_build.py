@@ -188,7 +188,7 @@ def test_a_home_belongs_to_one_recipe(built: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_what_failed_in_passing_is_tried_again_on_request(built: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, home = copied(built, tmp_path)
+    recipe, _ = copied(built, tmp_path)
     steps = load_recipe(recipe)
     plan = work.prepare(steps, tmp_path / "fresh")
     victim = recipe.parent / "pmc" / "PMC1001" / "fig2.png"

@@ -51,7 +51,7 @@ def slice_of_ct(z: float) -> Dataset:
 
 
 def planted(into: Dataset, depth: int) -> Dataset:
-    """The dataset with markers in every attribute of the dictionary that it lacks, in private ones, and in sequences."""
+    """The dataset with markers in every attribute that it lacks, in private ones, and in sequences, to a depth."""
     taken = {element.keyword for element in into} | {"SpecificCharacterSet"}
     for tag, (vr, multiplicity, *_, keyword) in DicomDictionary.items():
         group = tag >> 16
@@ -110,7 +110,8 @@ def test_errors_quote_nothing(planted_files: list[bytes], caplog: pytest.LogCapt
     broken = {
         "short": data[: pixels + 20], "header": data[: len(data) // 2],
         "syntax": data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.987654321.1.2.1\0", 1),
-        "pixels": data[: pixels - 4], "class": data.replace(str(CTImageStorage).encode(), b"1.2.987654321.10008.1.2.3", 1),
+        "pixels": data[: pixels - 4],
+        "class": data.replace(str(CTImageStorage).encode(), b"1.2.987654321.10008.1.2.3", 1),
     }
     errors = []
     for name, bad in broken.items():
@@ -166,14 +167,17 @@ def test_burned_in_text_is_not_believed_absent_where_it_is_common() -> None:
 def test_pseudonyms_are_stable_and_fall_back() -> None:
     dataset = Dataset()
     dataset.PatientID, dataset.StudyInstanceUID = "4711 ", "1.2.3"
-    full = identifiers(dataset, hide, "a.dcm")
-    assert full == {"patient": hide("patient", "4711"), "study": hide("study", "1.2.3"), "series": hide("series", "a.dcm")}
+    assert identifiers(dataset, hide, "a.dcm") == {
+        "patient": hide("patient", "4711"), "study": hide("study", "1.2.3"), "series": hide("series", "a.dcm"),
+    }
     dataset.PatientID = ""
     assert identifiers(dataset, hide, "a.dcm")["patient"] == hide("patient", "1.2.3")
     assert identifiers(Dataset(), hide, "a.dcm")["patient"] == hide("patient", "a.dcm")
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", bytes(200), b"\x08\0" + b"\xff" * 400, bytes(128) + b"DICM" + b"\xff" * 60])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", bytes(200), b"\x08\0" + b"\xff" * 400, bytes(128) + b"DICM" + b"\xff" * 60]
+)
 def test_what_is_no_dicom_is_an_item_error(data: bytes) -> None:
     with pytest.raises(ItemError) as caught:
         open_dataset(data)

@@ -10,6 +10,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,13 +21,14 @@ import numpy.typing as npt
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     ComprehensiveSRStorage,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
+    JPEGLSLossless,
     MediaStorageDirectoryStorage,
     RLELossless,
 )
@@ -220,7 +222,8 @@ def test_a_tilted_gantry_gives_a_sheared_affine() -> None:
 def test_a_series_is_parted_by_what_it_holds() -> None:
     axial = [image(n, AcquisitionNumber=1) for n in range(5)]
     again = [image(n + 10, AcquisitionNumber=2, ImagePositionPatient=[-10, -20, 2.5 * n]) for n in range(4)]
-    sagittal = [image(n + 20, ImageOrientationPatient=[0, 1, 0, 0, 0, -1], ImagePositionPatient=[n, 0, 0]) for n in range(4)]
+    turned = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    sagittal = [image(n + 20, ImagePositionPatient=[n, 0, 0], **turned) for n in range(4)]
     scout = image(30, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     large = image(31, np.zeros((9, 9), np.int16))
     other = [image(n + 40, PatientID="4712") for n in range(4)]
@@ -264,7 +267,8 @@ def test_windows_and_polarity() -> None:
     assert full.columns["window"] == [0, 4080] and full.pixels.ravel()[[0, -1]].tolist() == [0, 255]
     assert np.array_equal(still(ramp, PhotometricInterpretation="MONOCHROME1").pixels, 255 - full.pixels)
     assert still(ramp, WindowCenter=[2048, 1], WindowWidth=[4096, 1]).columns["window"] == [0, 4095]
-    assert still(ramp, WindowCenter=2048, WindowWidth=4096, VOILUTFunction="LINEAR_EXACT").columns["window"] == [0, 4096]
+    exact = still(ramp, WindowCenter=2048, WindowWidth=4096, VOILUTFunction="LINEAR_EXACT")
+    assert exact.columns["window"] == [0, 4096]
     assert still(ramp, WindowCenter=2048, WindowWidth=0).columns["window"] == [0, 4080]
     padded = ramp.copy()
     padded[0, 0] = 65000
@@ -275,14 +279,24 @@ def test_windows_and_polarity() -> None:
 
 def test_lookup_tables() -> None:
     ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    falling = table_of(65535 - 257 * np.arange(256))
+    assert np.array_equal(still(ramp, VOILUTSequence=[falling]).pixels.ravel(), np.arange(255, -1, -1))
+    assert still(ramp, VOILUTSequence=[falling]).columns["window"] is None
+    assert still(ramp, ModalityLUTSequence=[table_of(3 * np.arange(256))]).columns["window"] == [0, 765]
+
+
+def test_a_table_that_does_not_fit_refuses_the_picture() -> None:
+    short = table_of(np.arange(4))
+    short.LUTData = b"\0\0"
+    made = decoded(image(0, RescaleSlope=None, RescaleIntercept=None, VOILUTSequence=[short]))
+    assert codes(made) == {"0": "PIXELS_CORRUPT"}
+
+
+def table_of(entries: npt.NDArray[Any]) -> Dataset:
     table = Dataset()
-    table.LUTDescriptor, table.LUTData = [256, 0, 16], [65535 - 257 * n for n in range(256)]
-    table["LUTDescriptor"].VR = "US"
-    assert np.array_equal(still(ramp, VOILUTSequence=[table]).pixels.ravel(), np.arange(255, -1, -1))
-    modality = Dataset()
-    modality.LUTDescriptor, modality.LUTData, modality.ModalityLUTType = [256, 0, 16], [3 * n for n in range(256)], "OD"
-    modality["LUTDescriptor"].VR = "US"
-    assert still(ramp, ModalityLUTSequence=[modality]).columns["window"] == [0, 765]
+    table.add_new("LUTDescriptor", "US", [len(entries), 0, 16])
+    table.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    return table
 
 
 def test_stored_bits_are_what_counts() -> None:
@@ -298,10 +312,10 @@ def test_colour_becomes_rgb() -> None:
     assert np.array_equal(still(red, PlanarConfiguration=0).pixels, red)
     planes = red.transpose(2, 0, 1).tobytes()
     assert np.array_equal(still(red, PlanarConfiguration=1, PixelData=planes).pixels, red)
-    for name in ("SC_ybr_full_uncompressed.dcm", "SC_ybr_full_422_uncompressed.dcm", "SC_rgb_rle_16bit.dcm", "SC_rgb.dcm"):
-        if (path := get_testdata_file(name, download=False)) is not None:
+    for name in ("SC_ybr_full_uncompressed", "SC_ybr_full_422_uncompressed", "SC_rgb_rle_16bit", "SC_rgb"):
+        if (path := get_testdata_file(f"{name}.dcm", download=False)) is not None:
             stripes = one(decoded(Path(str(path)).read_bytes())).pixels[5::10, 50]
-            assert np.abs(stripes[[0, 2, 4]].astype(int) - np.diag([255] * 3)).max() <= 2
+            assert np.abs(stripes[[0, 2, 4]].astype(int) - np.diag([255] * 3)).max() <= 5
 
 
 def test_ct_windows_by_name() -> None:
@@ -338,9 +352,11 @@ def test_a_cine_gives_evenly_spaced_frames() -> None:
 def enhanced(places: list[float]) -> Dataset:
     """An enhanced CT with a frame at each place and a rescale of its own."""
     stack = np.stack([np.full((4, 5), 100, np.int16) for _ in places])
-    made = image(0, stack[0], SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=len(places), PixelData=stack.tobytes())
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
-        delattr(made, keyword)
+    in_groups = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+    made = image(
+        0, stack[0], SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=len(places), PixelData=stack.tobytes(),
+        **dict.fromkeys(in_groups),
+    )
     shared, measures, plane = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing, plane.ImageOrientationPatient = [2, 3], [1, 0, 0, 0, 1, 0]
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
@@ -391,6 +407,25 @@ def test_transfer_syntaxes_without_a_decoder_are_named(syntax: str) -> None:
     bad.save_as(file, implicit_vr=False, little_endian=True, force_encoding=True)
     made = decoded(image(1), file.getvalue(), image(2))
     assert codes(made) == {"1": "TRANSFER_SYNTAX_UNSUPPORTED"} and len(samples(made)) == 2
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+def test_a_cut_codestream_is_never_filled_up(syntax: str) -> None:
+    good = image(0, np.random.default_rng(1).integers(0, 4000, (64, 64), np.int16))
+    good.compress(syntax)
+    stream = get_frame(good.PixelData, 0, number_of_frames=1)
+    assert codes(decoded(good)) == {}
+    for share in (0.2, 0.5, 0.9):
+        good.PixelData = encapsulate([stream[: int(len(stream) * share)]])
+        assert codes(decoded(good)) == {"0": "PIXELS_CORRUPT"}
+
+
+def test_a_codec_that_dies_costs_one_file(sample_data: Path) -> None:
+    data = (sample_data / "dicom" / "pydicom_data" / "JPEG-LL.dcm").read_bytes()  # only gdcm reads it
+    with pytest.raises(BrokenExecutor):
+        dicom._gdcm().submit(os.abort).result()
+    assert codes(decoded(data)) == {"0": "PIXELS_CORRUPT"}
+    assert codes(decoded(data)) == {}
 
 
 def test_a_codestream_of_another_size_is_not_allocated() -> None:
@@ -477,7 +512,8 @@ def test_series_without_uid_go_by_folder_and_study(tmp_path: Path) -> None:
 def test_the_index_spares_reading_and_holds_no_identifier(tmp_path: Path) -> None:
     root = tmp_path / "in"
     root.mkdir()
-    image(1, SeriesInstanceUID="1.2.987654321", PatientName="Doe^Jane").save_as(root / "a.dcm", enforce_file_format=True)
+    whose = {"SeriesInstanceUID": "1.2.987654321", "PatientName": "Doe^Jane"}
+    image(1, **whose).save_as(root / "a.dcm", enforce_file_format=True)
     os.utime(root / "a.dcm", ns=(time.time_ns(), time.time_ns() - 10**11))
     with FileIndex(tmp_path / "index") as index:
         first = listed(root, index)

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from catalog.masks import decode_mask
 from catalog.schema import LAYERS
 from infra.errors import ConfigError, Dropped, Terminal
 from transforms import ground
 from transforms.decoded import Region
 from transforms.experts import cells, foreground
-from transforms.regions import decode_mask, roi_row
+from transforms.regions import roi_row
 from transforms.stage import Context, fingerprint
 
 CONTEXT = Context(Path("."))

@@ -15,6 +15,8 @@ import pytest
 from llmserver import Broken, FaultServer, chat, model_server
 from PIL import Image
 
+from catalog.drawing import draw_regions
+from catalog.masks import encode_mask
 from catalog.schema import LAYERS
 from infra.errors import ConfigError, Terminal
 from infra.llm import Client
@@ -22,9 +24,8 @@ from transforms import caption
 from transforms.captioners import llm
 from transforms.captioners.brief import answer_form, brief_of
 from transforms.decoded import Region
-from catalog.drawing import draw_regions
 from transforms.facts import Facts, facts_of
-from transforms.regions import encode_mask, roi_row
+from transforms.regions import roi_row
 from transforms.stage import Context, SampleRows
 
 SIZE = (200, 300)

@@ -68,7 +68,7 @@ def test_what_is_wrong_is_named_with_the_nearest_right_word(tmp_path: Path, old:
 
 
 def test_set_with_a_wrong_place_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no 'scan' .did you mean 'scans'"):
+    with pytest.raises(ConfigError, match=r"no 'scan' .did you mean 'scans'"):
         load_recipe(recipe(tmp_path), ["sources.scan.policy=any"])
     with pytest.raises(ConfigError, match="key=value"):
         load_recipe(recipe(tmp_path), ["nonsense"])

@@ -148,7 +148,7 @@ def test_the_sheet_shows_each_source_and_modality(tmp_path: Path) -> None:
     assert (card.width, card.height) == (80, 96)
     assert [(r.number, r.label) for r in card.regions] == [(1, "lesion"), (2, "device")]
     assert [(t.kind, t.origin) for t in card.texts] == [
-        ("global", "template@1"), ("region", "template@1"), ("original_caption", "source"),
+        ("global", "template@1"), ("original_caption", "source"), ("region", "template@1"),
     ]
     for card in shown:
         with Image.open(io.BytesIO(card.png)) as image:

@@ -22,7 +22,8 @@ def scan(**other: object) -> Scan:
     labels = np.zeros(SHAPE, np.uint8)
     labels[1:3, 2, 3] = 1
     known = {
-        "values": values, "affine": LPS, "modality": "MR", "anatomy": None, "labels": labels, "label_table": {1: "liver"},
+        "values": values, "affine": LPS, "modality": "MR", "anatomy": None,
+        "labels": labels, "label_table": {1: "liver"},
     }
     return Scan(**(known | other))  # type: ignore[arg-type]
 
@@ -204,7 +205,7 @@ def test_regions_of_labels_and_masks() -> None:
 @pytest.mark.parametrize("wrong, word", [
     (IngestParams(windows=("lungs",)), "did you mean 'lung'"),
     (IngestParams(planes=("axal",)), "did you mean 'axial'"),
-    *((IngestParams(slices=rule), "no slice rule") for rule in ("largest", "largest:0", "stride:0", "stride:2", "", "al")),
+    *((IngestParams(slices=rule), "no slice rule") for rule in ("largest", "largest:0", "stride:0", "stride:2", "")),
 ])
 def test_what_does_not_exist_is_said_before_anything_runs(wrong: IngestParams, word: str) -> None:
     with pytest.raises(ConfigError, match=word):

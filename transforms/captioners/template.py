@@ -8,8 +8,8 @@ outlines that may be believed (trust "boundary"). A passage is never told of thi
     Liver in the upper part of the image, toward the patient's right, covering 12% of the image.
     Left kidney posterior to spleen.
 
-Kinds: `global`, one where anything is known; `region`, one a region (a group of many counts as one, a body gets none); `relation`, one a pair;
-`knowledge`, the best passage word by word, where there is one.
+Kinds: `global`, one where anything is known; `region`, one a region (a group of many counts as one, a body gets none);
+`relation`, one a pair; `knowledge`, the best passage word by word, where there is one.
 """
 
 from __future__ import annotations

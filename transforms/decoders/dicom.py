@@ -17,9 +17,11 @@ units follows `transforms/windows.py` instead. Of cines, and other multi-frame f
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,18 +33,18 @@ from infra.errors import Dropped, ItemError, Terminal
 from infra.keys import canonical, key, sha256
 from transforms.decoded import Decoded, IngestParams, Pixels, Pseudonym, Refused, Region, Sample, Volume
 from transforms.deidentify import (
-    BAD_VALUE,
+    Described,
+    bad_values,
     check_image,
-    fact_labels,
+    describe,
     header_facts,
-    identifiers,
     is_encapsulated,
-    lossy,
     number,
     numbers,
     open_dataset,
     quietly,
     text,
+    uid_name,
     value,
 )
 from transforms.series import Slice, Stack, affine_of, functional, slices_of, stacks, unmosaic, without
@@ -53,8 +55,10 @@ NAME = "dicom"
 VERSION = "1"
 REQUIRES = {"pydicom": "pydicom"}
 
-BAD_PIXELS = (*BAD_VALUE, RuntimeError, EOFError, OSError, MemoryError)
-"""What pydicom and its plug-ins raise for a bad codestream."""
+PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow", "gdcm")
+"""The first of these that knows a transfer syntax decodes it. There is no second opinion: gdcm fills up cut streams."""
+GDCM_SECONDS = 120
+"""Time that gdcm may take for one frame."""
 
 
 class Params(BaseModel):
@@ -69,7 +73,7 @@ def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) ->
     NOT_AN_IMAGE (dropped), DUPLICATE_FILE (dropped), NO_PIXELS, DIMENSIONS_IMPLAUSIBLE, PIXELS_TRUNCATED,
     PIXELS_CORRUPT, PIXELS_UNSUPPORTED, TRANSFER_SYNTAX_UNSUPPORTED, MOSAIC_UNSUPPORTED.
     """
-    sources: dict[str, _Source] = {}
+    sources: dict[str, Described] = {}
     slices: list[Slice] = []
     first_with: dict[str, str] = {}
     for item in items:
@@ -84,16 +88,17 @@ def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) ->
             yield Refused(item.id, error)
             continue
         first_with[digest] = item.id
-        sources[item.id] = _Source.of(item, dataset, pseudonym)
+        sources[item.id] = describe(item, dataset, pseudonym)
         slices += slices_of(item.id, digest, dataset)
-    loose: list[Slice] = []
+    loose: dict[str, list[Slice]] = {}
     for stack in stacks(slices):
         if _is_whole_scan(stack):
             yield from _scan(stack, sources, params)
-        else:
-            loose += stack.slices
-    for _, frames in groupby(loose, key=lambda s: s.item):
-        yield from _stills(list(frames), sources, params)
+            continue
+        for s in stack.slices:
+            loose.setdefault(s.item, []).append(s)
+    for frames in loose.values():
+        yield from _stills(sorted(frames, key=lambda s: s.frame or 0), sources, params)
 
 
 def open_scan(files: Sequence[bytes]) -> Scan:
@@ -109,37 +114,13 @@ def open_scan(files: Sequence[bytes]) -> Scan:
     return _scan_of(found[0], values, rescaled, facts.get("Modality"), facts.get("BodyPartExamined"))
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is known of an item beside its pixels."""
-
-    item: Item
-    group: str
-    facts: Mapping[str, Any]
-    columns: Mapping[str, Any]
-    labels: tuple[Label, ...]
-
-    @classmethod
-    def of(cls, item: Item, dataset: Any, pseudonym: Pseudonym) -> _Source:
-        facts = header_facts(dataset)
-        stated = {name: fact for name, fact in item.facts.items() if name not in ("label_table", "article")}
-        columns = {
-            "modality": facts.get("Modality"), "anatomy": facts.get("BodyPartExamined"), "lossy": lossy(dataset),
-            **stated,
-        }
-        who = identifiers(dataset, pseudonym, item.id)["patient"]
-        group = pseudonym("patient", item.patient) if item.patient else who
-        return cls(item, group, facts, columns, (*item.labels, *fact_labels(facts)))
-
-
 def _is_whole_scan(stack: Stack) -> bool:
-    """Single-frame files, or all frames of one file, no two at one place."""
+    """A scan of single-frame files, or of all frames of one file."""
     first = stack.slices[0]
-    frames = 0 if first.frame is None else number(first.dataset, "NumberOfFrames") or 0
-    return stack.is_scan and len(stack.slices) >= frames
+    return stack.is_scan and (first.frame is None or len(stack.slices) == number(first.dataset, "NumberOfFrames"))
 
 
-def _scan(stack: Stack, sources: Mapping[str, _Source], params: IngestParams) -> Iterator[Decoded]:
+def _scan(stack: Stack, sources: Mapping[str, Described], params: IngestParams) -> Iterator[Decoded]:
     """The volume of a stack and the slices cut from it; unreadable slices are refused, and leave a gap."""
     values, rescaled, lost = _read(stack)
     if lost and stack.slices[0].frame is not None:
@@ -152,10 +133,9 @@ def _scan(stack: Stack, sources: Mapping[str, _Source], params: IngestParams) ->
             yield from _stills(list(left.slices), sources, params)
         return
     stack, first = rest[0], sources[rest[0].slices[0].item]
-    columns = dict(first.columns)
     try:
         values = np.delete(values, list(lost), axis=2) if lost else values
-        scan = _scan_of(stack, values, rescaled, columns["modality"], columns["anatomy"])
+        scan = _scan_of(stack, values, rescaled, first.columns["modality"], first.columns["anatomy"])
     except Terminal as error:
         yield Refused(first.item.id, error)
         return
@@ -164,8 +144,9 @@ def _scan(stack: Stack, sources: Mapping[str, _Source], params: IngestParams) ->
     volume_id = key("volume", *content)
     yield Volume(items, {
         "volume_id": volume_id, "group_id": first.group, "items": list(items), "sha256": list(content),
-        "modality": columns["modality"], "shape": list(scan.values.shape),
-        "affine": None if scan.affine is None else scan.affine.ravel().tolist(), "spacing": list(scan.spacing or ()),
+        "modality": first.columns["modality"], "shape": list(scan.values.shape),
+        "affine": None if scan.affine is None else scan.affine.ravel().tolist(),
+        "spacing": None if scan.spacing is None else list(scan.spacing),
         "orientation": scan.orientation, "rescale_applied": rescaled, "geometry_flags": list(stack.flags),
         "header": canonical(dict(first.facts)).decode(),
     })
@@ -174,7 +155,7 @@ def _scan(stack: Stack, sources: Mapping[str, _Source], params: IngestParams) ->
     for piece in cut(scan, params):
         yield Sample(
             items, content, piece.locator, piece.pixels, group=first.group,
-            columns={**piece.columns, **columns, "volume_id": volume_id},
+            columns={**piece.columns, **first.columns, "volume_id": volume_id},
             regions=piece.regions, labels=labels, texts=texts, licences=first.item.licences,
         )
 
@@ -206,7 +187,7 @@ def _scan_of(
     return Scan(values, affine, shown_as, anatomy, stack.window, first.inverted)
 
 
-def _stills(frames: list[Slice], sources: Mapping[str, _Source], params: IngestParams) -> Iterator[Decoded]:
+def _stills(frames: list[Slice], sources: Mapping[str, Described], params: IngestParams) -> Iterator[Decoded]:
     """A single image, or evenly spaced frames of a multi-frame file; one bad frame among those refuses the file."""
     count = min(params.frames, len(frames))
     chosen = [frames[(2 * n + 1) * len(frames) // (2 * count)] for n in range(count)]
@@ -214,14 +195,18 @@ def _stills(frames: list[Slice], sources: Mapping[str, _Source], params: IngestP
     try:
         pictures = [read_picture(s) for s in chosen]
         extent = min(p.extent[0] for p in pictures), max(p.extent[1] for p in pictures)
-        for s, picture in zip(chosen, pictures, strict=True):
-            for name, pixels, window in list(_shown(s, picture, extent, source, params)):
-                yield _still(s, name, pixels, window, source)
+        made = [
+            _still(s, name, pixels, window, source)
+            for s, picture in zip(chosen, pictures, strict=True)
+            for name, pixels, window in _shown(s, picture, extent, source, params)
+        ]
     except ItemError as error:
         yield Refused(source.item.id, error)
+        return
+    yield from made
 
 
-def _still(s: Slice, name: str, pixels: Pixels, window: Window | None, source: _Source) -> Sample:
+def _still(s: Slice, name: str, pixels: Pixels, window: Window | None, source: Described) -> Sample:
     place = "" if s.frame is None else f"frame:{s.frame}"
     boxes = tuple(Region(box.label, box.role, box=box.xyxy) for box in source.item.boxes)
     localizer = (Label("localizer", "present", "dicom:ImageType"),) if s.localizer else ()
@@ -237,7 +222,7 @@ def _still(s: Slice, name: str, pixels: Pixels, window: Window | None, source: _
 
 
 def _shown(
-    s: Slice, picture: Picture, extent: Window, source: _Source, params: IngestParams
+    s: Slice, picture: Picture, extent: Window, source: Described, params: IngestParams
 ) -> Iterator[tuple[str, Pixels, Window | None]]:
     """A picture in each window it is to be shown in: name ("" unless it is CT in Hounsfield units), pixels, window."""
     if picture.values.ndim == 3:
@@ -280,7 +265,7 @@ def read_picture(s: Slice) -> Picture:
             if raw.ndim == 3:
                 return Picture(_eight_bit(raw, int(number(s.dataset, "BitsStored") or 8)), False, (0.0, 255.0))
             values, rescaled = _rescaled(s, raw)
-        except BAD_PIXELS as error:
+        except _bad_pixels() as error:
             raise Terminal("PIXELS_CORRUPT", f"a lookup table does not fit ({type(error).__name__})") from None
     if not np.isfinite(values).all():
         raise Terminal("PIXELS_CORRUPT", "pixels are infinite or not numbers; check the file")
@@ -290,10 +275,10 @@ def read_picture(s: Slice) -> Picture:
 def _raw(s: Slice) -> npt.NDArray[Any]:
     """Stored values of one frame; colour as RGB."""
     from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID, JPEGExtended12Bit
+    from pydicom.uid import JPEGExtended12Bit
 
-    syntax = UID(s.dataset.file_meta.TransferSyntaxUID)
-    name = syntax.name if syntax.name != str(syntax) else "a private transfer syntax"
+    syntax = s.dataset.file_meta.TransferSyntaxUID
+    name = uid_name(syntax) or "a private transfer syntax"
     with quietly():
         try:
             decoder = get_decoder(syntax)
@@ -305,9 +290,9 @@ def _raw(s: Slice) -> npt.NDArray[Any]:
         if syntax == JPEGExtended12Bit and (number(s.dataset, "BitsStored") or 0) > 8:
             raise Terminal("TRANSFER_SYNTAX_UNSUPPORTED", f"{name} with more than 8 bits needs pylibjpeg-libjpeg (GPL)")
         try:
-            _check_codestream(s)
-            raw, _ = decoder.as_array(s.dataset, index=s.frame or 0)
-        except BAD_PIXELS as error:
+            coded = is_encapsulated(s.dataset)
+            raw = _decompressed(s, decoder) if coded else decoder.as_array(s.dataset, index=s.frame or 0)[0]
+        except _bad_pixels() as error:
             where = "" if s.frame is None else f" of frame {s.frame}"
             raise Terminal(
                 "PIXELS_CORRUPT", f"the pixels{where} do not decode as {name} ({type(error).__name__}); fetch it again"
@@ -317,18 +302,57 @@ def _raw(s: Slice) -> npt.NDArray[Any]:
     return raw
 
 
-def _check_codestream(s: Slice) -> None:
-    """Raise ValueError where a JPEG 2000 stream states another size than the header: it decides what is allocated."""
-    from pydicom.encaps import get_frame
+@cache
+def _bad_pixels() -> tuple[type[Exception], ...]:
+    """What pydicom and its plug-ins raise for a bad codestream or lookup table."""
+    return (*bad_values(), RuntimeError, EOFError, OSError, MemoryError)
 
-    if is_encapsulated(s.dataset):
-        frames = int(number(s.dataset, "NumberOfFrames") or 1)
-        stream = get_frame(s.dataset.PixelData, s.frame or 0, number_of_frames=frames)
-        start = stream.find(b"\xff\x4f\xff\x51", 0, 512)
-        if start >= 0:
-            right, down, left, up = np.frombuffer(stream, ">u4", 4, start + 8).tolist()
-            if (down - up, right - left) != s.size[:2]:
-                raise ValueError
+
+def _decompressed(s: Slice, decoder: Any) -> npt.NDArray[Any]:
+    """One frame. gdcm runs in a process of its own, because some bad streams abort it."""
+    from pydicom.encaps import get_frame
+    from pydicom.pixels.utils import as_pixel_options
+
+    options = as_pixel_options(s.dataset, pixel_keyword="PixelData")
+    frames, offsets = options["number_of_frames"], options.pop("extended_offsets", None)
+    options["number_of_frames"] = 1
+    stream = get_frame(s.dataset.PixelData, s.frame or 0, number_of_frames=frames, extended_offsets=offsets)
+    start = stream.find(b"\xff\x4f\xff\x51", 0, 512)
+    if start >= 0:  # JPEG 2000: its own size, not the header's, decides what is allocated
+        right, down, left, up = np.frombuffer(stream, ">u4", 4, start + 8).tolist()
+        if (down - up, right - left) != s.size[:2]:
+            raise ValueError
+    plugin = next(name for name in PLUGINS if name in decoder.available_plugins)
+    if plugin != "gdcm":
+        return _one_frame(str(decoder.UID), stream, options, plugin)
+    try:
+        return _gdcm().submit(_one_frame, str(decoder.UID), stream, options, plugin, GDCM_SECONDS).result()
+    except BrokenExecutor:
+        _gdcm.cache_clear()
+        raise
+
+
+@cache
+def _gdcm() -> Executor:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def _one_frame(syntax: str, stream: bytes, options: dict[str, Any], plugin: str, seconds: int = 0) -> npt.NDArray[Any]:
+    """Decode one frame; with `seconds` this process ends when it takes longer."""
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+
+    with quietly():
+        if seconds:
+            signal.alarm(seconds)
+        try:
+            return get_decoder(syntax).as_array(encapsulate([stream]), index=0, decoding_plugin=plugin, **options)[0]
+        finally:
+            if seconds:
+                signal.alarm(0)
 
 
 def _eight_bit(colour: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
@@ -370,7 +394,7 @@ def voi_lut(s: Slice, picture: Picture) -> tuple[npt.NDArray[Any], Window] | Non
     with quietly():
         try:
             looked_up = apply_voi_lut(np.rint(picture.values).astype(np.int32), s.dataset)
-        except BAD_PIXELS as error:
+        except _bad_pixels() as error:
             raise Terminal("PIXELS_CORRUPT", f"the VOI LUT does not fit its pixels ({type(error).__name__})") from None
     bits = (numbers(tables[0], "LUTDescriptor", 3) or (0, 0, 16))[2]
     return looked_up, (0.0, 2.0**bits - 1)

@@ -151,16 +151,18 @@ class _Placed:
         self.left_out: list[str] = []
         """roles of files that could not be used"""
 
-    def labels(self, file: Nifti) -> npt.NDArray[np.int32] | None:
+    def labels(self, file: Nifti) -> npt.NDArray[Any] | None:
         """(x, y, z) integers on the image's grid, or None when they cannot be."""
         values = self._values(file, "labels")
         if values is None:
             return None
-        whole = np.rint(values.astype(np.float64))
-        if np.abs(values - whole).max() > SAME_AFFINE or np.abs(whole).max() > np.iinfo(np.int32).max:
-            self._leave_out("labels", "labels_not_integers")
-            return None
-        return self._fitted(whole.astype(np.int32), file, "labels")
+        if values.dtype.kind == "f":
+            whole = np.rint(values)
+            if np.abs(values - whole).max() > SAME_AFFINE or np.abs(whole).max() > np.iinfo(np.int32).max:
+                self._leave_out("labels", "labels_not_integers")
+                return None
+            values = whole.astype(np.int32)
+        return self._fitted(values, file, "labels")
 
     def masks(self, files: Mapping[str, Nifti], threshold: float) -> dict[str, npt.NDArray[np.bool_]]:
         """name -> (x, y, z) of the masks that can be brought to the image's grid."""

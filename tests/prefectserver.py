@@ -1,0 +1,205 @@
+"""`medloom serve` as tests meet it: one real command a test session, its API by plain HTTP, its process tree by /proc.
+
+The deployment is scheduled for every minute until a test pauses it. A secret is planted in the environment: no record
+may hold it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sources import make_all
+
+from flows.serve import _free, served
+
+SECRET = "sk-planted-0815-never-to-be-seen"
+MEDLOOM = (sys.executable, "-c", "from flows.cli import main; main()")
+DONE = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `medloom serve`."""
+
+    api: str
+    reports: str
+    home: Path
+    recipe: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def ui(self) -> str:
+        return self.api.removesuffix("/api")
+
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """A request to the API; a body makes it a POST."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.api}/{path}", data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def runs(self, **only: Any) -> list[dict[str, Any]]:
+        """Flow runs, oldest first, whose fields have these values."""
+        found = self.call("flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"})
+        return [run for run in found if all(run[name] == value for name, value in only.items())]
+
+    def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
+        """Artifacts of a flow run by key."""
+        found = self.call("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}, "sort": "CREATED_DESC"})
+        return {artifact["key"]: artifact for artifact in found}
+
+    def log(self, run: str) -> list[str]:
+        """Messages of a flow run."""
+        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
+        return [line["message"] for line in self.call("logs/filter", wanted)]
+
+    def deployment(self) -> dict[str, Any]:
+        """The one deployment."""
+        (found,) = self.call("deployments/filter", {})
+        return dict(found)
+
+    def cancel(self, run: str) -> None:
+        """What the cancel button of the UI does."""
+        state = {"type": "CANCELLING", "name": "Cancelling"}
+        self.call(f"flow_runs/{run}/set_state", {"state": state, "force": False})
+
+
+def wait_for(what: str, seconds: float, ask: Callable[[], Any]) -> Any:
+    """Ask until the answer is true, and return it; fail when that takes longer than `seconds`."""
+    until = time.monotonic() + seconds
+    while not (answer := ask()):
+        if time.monotonic() > until:
+            pytest.fail(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.3)
+    return answer
+
+
+def medloom(*words: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a medloom command with the planted secret in its environment."""
+    env = clean_environment() | environment
+    return subprocess.run([*MEDLOOM, *map(str, words)], env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of a user who has set nothing of Prefect's, and has a key of a model endpoint."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return kept | {"OPENAI_API_KEY": SECRET}
+
+
+def tree(root: int) -> set[int]:
+    """A process and all that descend from it."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = {root}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def command(pid: int) -> str:
+    """The command line of a process; empty when it is gone or a zombie."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+def environment_of(pid: int) -> str:
+    """The environment that a process was started with; empty when it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    return ""
+
+
+def processes() -> set[int]:
+    """All processes."""
+    return {int(path.name) for path in Path("/proc").glob("[0-9]*")}
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses at which these processes listen, as IP:PORT."""
+    inodes = set()
+    for pid in pids:
+        with suppress(OSError):
+            inodes |= {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                address, _, port = fields[1].partition(":")
+                words = [bytes.fromhex(address[i:i + 8])[::-1] for i in range(0, len(address), 8)]
+                ip = ".".join(map(str, words[0])) if len(words) == 1 else b"".join(words).hex()
+                found.add(f"{ip}:{int(port, 16)}")
+    return found
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[Server]:
+    """`medloom serve` over generated sources, built every minute; it must stop on Ctrl-C and leave no process."""
+    recipe, home, port = make_all(root / "sources"), root / "home", _free(0)
+    words = ["serve", recipe, "--home", home, "--cron", "* * * * *", "--runner", "inline", "--port", port]
+    with open(root / "serve.log", "wb") as log:
+        process = subprocess.Popen(
+            [*MEDLOOM, *map(str, words)], env=clean_environment(), stdout=log, stderr=log, start_new_session=True
+        )
+    with process:
+        try:
+            def ready() -> Any:
+                assert process.poll() is None, (root / "serve.log").read_text()
+                return served(home)
+
+            found = wait_for("medloom serve is up", 150, ready)
+            yield Server(found["api"], found["reports"], home, recipe, process)
+        finally:
+            family = tree(process.pid)
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                for pid in family:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                raise
+        assert not (left := [c for pid in family if (c := command(pid))]), left
+        assert "Traceback" not in (root / "serve.log").read_text(), (root / "serve.log").read_text()
+
+
+_stack = ExitStack()
+_started: list[Server] = []
+
+
+@pytest.fixture(scope="session")
+def medloom_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of this test session, whichever folders' conftest.py import this fixture."""
+    if not _started:
+        _started.append(_stack.enter_context(serving(tmp_path_factory.mktemp("served"))))
+    yield _started[0]
+    _stack.close()
+
+
+@pytest.fixture(scope="session")
+def first_run(medloom_server: Server) -> dict[str, Any]:
+    """The first flow run that the schedule started, completed."""
+
+    def completed() -> list[dict[str, Any]]:
+        ended = [run for run in medloom_server.runs(auto_scheduled=True) if run["state_type"] in DONE]
+        assert all(run["state_type"] == "COMPLETED" for run in ended), (ended, medloom_server.log(ended[0]["id"]))
+        return ended
+
+    return dict(wait_for("a scheduled run is complete", 200, completed)[0])
