@@ -104,6 +104,20 @@ def verify(home: Home) -> None:
     raise typer.Exit(1 if wrong else 0)
 
 
+@app.command()
+def locate(
+    recipe: RecipeName,
+    item: Annotated[str, typer.Argument(help="What `source_item` or `rejects.item` says.")],
+    home: Home,
+    set: Changes = [],  # noqa: B006
+) -> None:
+    """Find the file behind an item of RECIPE, also of a private source, where rows hold a pseudonym of its name."""
+    from flows.plan import locate as find
+
+    for line in find(recipe, item, home, set):
+        typer.echo(line)
+
+
 @catalog_app.command("rebuild")
 def catalog_rebuild(home: Home) -> None:
     """Make the index again from builds, manifests and shards alone."""

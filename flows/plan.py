@@ -12,7 +12,8 @@ from pathlib import Path
 
 from catalog.items import Partition
 from catalog.manifest import Entry, latest, scan
-from flows.recipe import Recipe, Source
+from flows.recipe import Recipe, Source, find_recipe, load_recipe
+from infra.errors import ConfigError
 from infra.fileindex import FileIndex
 from infra.plugins import load
 from transforms.ingest import WRITES, Ingest
@@ -67,6 +68,28 @@ def make_plan(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
     return Plan(chains)
 
 
+def locate(recipe: str, item: str, home: Path, changes: Sequence[str]) -> Iterator[str]:
+    """Where an item lies that rows call by this name: source, id, and what its connector needs to read it."""
+    loaded = load_recipe(find_recipe(recipe), changes)
+    found = False
+    with FileIndex(home / "cache" / "files.sqlite") as index:
+        for source in loaded.sources:
+            work = ingest_of(source)
+            for part in load("connector", source.use).list_partitions(source.name, source.params, index):
+                names = work.names(part, home)
+                for ref, (own, _) in zip(part.refs, part.contents, strict=True):
+                    if names[own] == item:
+                        found = True
+                        yield f"{source.name}: {own}  ({ref.get('path') or source.params.root})"
+    if not found:
+        raise ConfigError(f"no item {item!r} in the sources of {recipe}; it may be of another home, or gone from there")
+
+
+def ingest_of(source: Source) -> Ingest:
+    """The ingest stage of a source."""
+    return Ingest(source.name, source.use, source.params, source.ingest, source.terms)
+
+
 def _chain(
     source: Source, partition: Partition, stages: Sequence[tuple[str, Stage]], home: Path,
     entries: Mapping[str, Entry], retry_failed: bool,
@@ -94,7 +117,7 @@ def _units(
         entry = entries.get(key)
         return 0 if entry is None else entry.attempt + (retry_failed and entry.retryable)
 
-    work = Ingest(source.name, source.use, source.params, source.ingest, source.terms)
+    work = ingest_of(source)
     key = ingest_key(work, partition, home)
     yield IngestUnit(work, partition, key, attempt(key))
     writers: dict[str, list[Upstream]] = {layer: [Upstream("ingest", key, attempt(key))] for layer in WRITES}

@@ -68,10 +68,18 @@ class Ingest:
         """The parameters that decide the rows."""
         return {"ingest": self.params.model_dump(mode="json"), "terms": self.terms.model_dump(mode="json")}
 
+    def names(self, partition: Partition, home: Path) -> dict[str, str]:
+        """Item id -> what rows call it: file names may hold a patient's, so private ones are pseudonyms too."""
+        ids = [item for item, _ in partition.contents]
+        if self.terms.identifiers == "public":
+            return dict(zip(ids, ids, strict=True))
+        secret = self._secret(home)
+        return {item: pseudonym(secret, "item", item) for item in ids}
+
     def outcomes(self, partition: Partition, home: Path) -> Iterator[Outcome]:
         """Read the partition's items and yield rows in batches of bounded size."""
         hide = partial(pseudonym, self._secret(home))
-        batch = _Batch(self)
+        batch = _Batch(self, self.names(partition, home))
         items = load("connector", self.connector).read(partition, self.connector_params)
         for (_, kind), run in groupby(items, lambda item: (item.group, item.kind)):
             whole, refused = _readable(run)
@@ -103,6 +111,7 @@ class _Batch:
     """Rows being gathered. `articles` outlives a batch: an article has one row, however many batches it spans."""
 
     ingest: Ingest
+    names: Mapping[str, str]
     articles: set[str] = field(default_factory=set)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
@@ -129,8 +138,11 @@ class _Batch:
                         self.articles.add(row["article_id"])
                         self._put("articles", {**row, "source": self.ingest.source})
                 case Volume(of, row):
-                    own = {"volume_id": self._volume_id(items[0].group, row["volume_id"]), "source": self.ingest.source}
-                    self._put("volumes", {**row, **own, **self._licences(None)})
+                    self._put("volumes", {
+                        **row, **self._licences(None), "source": self.ingest.source,
+                        "volume_id": self._volume_id(items[0].group, row["volume_id"]),
+                        "items": [self.names[item] for item in of],
+                    })
                     kept.update(dict.fromkeys(of))
                 case Sample():
                     self._sample(made, items[0].group)
@@ -140,9 +152,18 @@ class _Batch:
 
     def take(self) -> Outcome:
         tables = {layer: LAYERS[layer].table(rows) for layer, rows in self.rows.items()}
-        outcome = Outcome(tables, self.kept, self.rejects)
+        kept = [self.names[item] for item in self.kept]
+        outcome = Outcome(tables, kept, [self._shown(reject) for reject in self.rejects])
         self.rows, self.kept, self.rejects, self.bytes = {}, [], [], 0
         return outcome
+
+    def _shown(self, reject: Reject) -> Reject:
+        """The reject under the name that rows use; messages may name items too."""
+        error, words = reject.error, reject.error.message
+        for item, name in self.names.items():
+            if item != name:
+                words = words.replace(item, name)
+        return Reject(self.names[reject.item], type(error)(error.code, words))
 
     def _put(self, layer: str, row: dict[str, Any]) -> None:
         self.rows.setdefault(layer, []).append(row)
@@ -174,7 +195,7 @@ class _Batch:
         height, width = pixels.shape[:2]
         licences = self._licences(sample.licences)
         self._put("images", {
-            **columns, **licences, "sample_id": made, "source": source, "source_item": sample.items[0],
+            **columns, **licences, "sample_id": made, "source": source, "source_item": self.names[sample.items[0]],
             "image": {"bytes": encoded, "path": f"{made}.{_suffix(encoded)}"}, "width": width, "height": height,
             "group_id": sample.group or made, "sha256": sha256(encoded), "pixel_sha256": pixel_sha256(pixels),
             "phash": phash(pixels),

@@ -60,9 +60,9 @@ class IngestUnit:
     def writes(self) -> tuple[str, ...]:
         return WRITES
 
-    def expected(self) -> list[str]:
+    def expected(self, home: Path) -> list[str]:
         """What must come out, one way or the other, beside what each batch names: the partition's items."""
-        return [item for item, _ in self.partition.contents]
+        return list(self.work.names(self.partition, home).values())
 
     def outcomes(self, home: Path, state: Any) -> Iterator[tuple[list[str] | None, Outcome]]:
         for outcome in self.work.outcomes(self.partition, home):
@@ -92,7 +92,7 @@ class StageUnit:
     def writes(self) -> tuple[str, ...]:
         return self.work.writes
 
-    def expected(self) -> list[str]:
+    def expected(self, home: Path) -> list[str]:
         """Nothing beside the samples that each batch names."""
         return []
 
@@ -148,7 +148,7 @@ def run_unit(unit: Unit, home: str, max_failed: float, state: Any) -> Manifest:
     be_quiet()
     started, root, partition = time.monotonic(), Path(home), unit.partition
     name = f"{partition.name}-{unit.key}" + (f".{unit.attempt}" if unit.attempt else "")
-    books = _Books(unit)
+    books = _Books(unit, root)
     with ExitStack() as stack:
         writers = {
             layer: stack.enter_context(shards.ShardWriter(root, layer, partition.source, name))
@@ -184,9 +184,9 @@ def run_unit(unit: Unit, home: str, max_failed: float, state: Any) -> Manifest:
 class _Books:
     """Counts every row once. For ingest all items of the partition are expected, for a stage each batch's samples."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, home: Path) -> None:
         self._unit = unit
-        self._open = set(unit.expected())
+        self._open = set(unit.expected(home))
         self._rejects: list[Reject] = []
         self.kept: list[str] = []
 

@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sources import encoded, make_all, picture, truncate
+from sources import encoded, make_all, make_dicom, picture, truncate
 
 from catalog.builds import Build, last_snapshot
 from catalog.catalog import query, rebuild
 from catalog.verify import manifests, problems
 from flows import build as work
+from flows.plan import locate
 from flows.recipe import load_recipe
 from infra.errors import ConfigError
 from infra.runner import InlineRunner
@@ -83,6 +84,19 @@ def test_no_identifier_reached_any_file(built: tuple[Path, Path]) -> None:
     for path in home.rglob("*"):
         if path.is_file():
             assert b"PLANTED-4711" not in path.read_bytes() and b"Doe^Planted" not in path.read_bytes(), path
+
+
+def test_file_names_of_private_sources_stay_private_and_can_be_located(tmp_path: Path) -> None:
+    make_dicom(tmp_path / "src" / "Doe_Jane")
+    truncate(tmp_path / "src" / "Doe_Jane" / "slice03.dcm")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: r\nsources: [{{name: s, use: dicom, root: {tmp_path}/src}}]\n")
+    run(recipe, tmp_path / "home")
+    for path in (p for p in (tmp_path / "home").rglob("*") if p.is_file() and p.parent.name != "secrets"):
+        assert b"Doe_Jane" not in path.read_bytes(), path
+    (reject,) = query(tmp_path / "home", "SELECT item FROM rejects").to_pylist()
+    (found,) = locate(str(recipe), reject["item"], tmp_path / "home", [])
+    assert "Doe_Jane/slice03.dcm" in found
 
 
 def test_verify_finds_nothing_and_then_the_byte_that_was_changed(built: tuple[Path, Path], tmp_path: Path) -> None:
