@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from flows.show import show
 from infra.errors import MedloomError
 from infra.settings import be_quiet, default_home
 
@@ -184,29 +182,6 @@ def demo(
     from flows.demo import run_demo
 
     run_demo(home, data, runner)
-
-
-def show(rows: list[dict[str, Any]], format: str) -> None:
-    """Print rows as a table, as JSON lines' bigger brother (one array), or as CSV."""
-    if format == "json":
-        typer.echo(json.dumps(rows, indent=1, default=str))
-    elif format == "csv":
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
-        typer.echo(buffer.getvalue(), nl=False)
-    elif format == "table":
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*(rows[0] if rows else ["no rows"]))
-        for row in rows:
-            table.add_row(*(Text("" if v is None else str(v)) for v in row.values()))
-        Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160).print(table)
-    else:
-        raise typer.BadParameter(f"{format!r} is not table, json or csv")
 
 
 def main() -> None:

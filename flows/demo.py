@@ -9,15 +9,17 @@ import typer
 from catalog import report
 from catalog.builds import last_snapshot
 from catalog.catalog import query
-from flows.cli import show
 from flows.run import run_build
+from flows.show import show
 
 WHAT = """SELECT source, modality, count(*) AS samples, count(DISTINCT group_id) AS groups,
   sum((SELECT count(*) FROM rois r WHERE r.sample_id = i.sample_id)) AS regions,
   sum((SELECT count(*) FROM texts t WHERE t.sample_id = i.sample_id)) AS texts
 FROM images i GROUP BY ALL ORDER BY source, modality"""
 RICHEST = """SELECT t.sample_id, t.text, t.evidence, t.generator FROM texts t JOIN images i USING (sample_id)
-WHERE t.kind = 'global' AND t.generator <> 'source' ORDER BY len(t.evidence) DESC, t.sample_id LIMIT 1"""
+WHERE t.kind = 'global' AND t.generator <> 'source' AND len(t.evidence) <= 12
+ORDER BY len(list_distinct(list_transform(t.evidence, lambda e: split_part(e, ':', 1)))) DESC, len(t.evidence) DESC,
+  t.sample_id LIMIT 1"""
 EVIDENCE = {
     "label": "SELECT name || ' = ' || value || ' (' || origin || ')' FROM labels WHERE label_id = ?",
     "roi": "SELECT label || ', ' || position || ' (' || expert || ', ' || trust || ')' FROM rois WHERE roi_id = ?",

@@ -111,6 +111,8 @@ def _task(name: str, run_name: str, call: Callable[[], T]) -> T:
         return None
 
     body()
+    if not result:  # a cancelled task run raises nothing by itself
+        raise CancelledRun(f"{run_name} was cancelled")
     return result[0]
 
 

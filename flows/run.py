@@ -29,7 +29,6 @@ def run_build(recipe: str, home: Path, runner: str, changes: Sequence[str], retr
         return f"nothing to do: snapshot {same.number} is what the recipe describes"
     use_prefect(home)
     import httpx
-    from prefect.exceptions import CancelledRun
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
@@ -42,9 +41,11 @@ def run_build(recipe: str, home: Path, runner: str, changes: Sequence[str], retr
         bar = bars.add_task("units", total=None)
         flow.watch = lambda p: bars.update(bar, completed=p.done, total=p.todo)
         try:
-            return str(flow.build(portable(recipe), str(home.resolve()), runner, list(changes), retry_failed))
-        except CancelledRun as error:
-            raise MedloomError(f"{error}; what was committed stays, and the same command goes on from there") from error
+            given = (portable(recipe), str(home.resolve()), runner, list(changes), retry_failed)
+            state = flow.build(*given, return_state=True)
+            if state.is_cancelled():
+                raise MedloomError(f"{state.message}; what was committed stays, and the same command goes on from there")
+            return str(state.result())
         except httpx.TransportError as error:
             raise MedloomError(
                 f"the Prefect server at {os.environ['PREFECT_API_URL']} went away ({error}); what was committed stays, "

@@ -94,7 +94,7 @@ def server(home: Path, port: int = 0, ui: bool = True) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
-        "PREFECT_HOME": str(folder), "PREFECT_SERVER_UI_ENABLED": str(ui).lower(),
+        "PREFECT_HOME": str(folder), "PREFECT_SERVER_UI_ENABLED": str(ui).lower(), "PREFECT_SERVER_UI_API_URL": api,
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),  # the installed package may be read-only
     }
     command = [sys.executable, "-P", "-m", "flows.serve", "server", "start", "--host", "127.0.0.1", "--port", str(port)]

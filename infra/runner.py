@@ -28,8 +28,14 @@ from infra.settings import be_quiet
 
 ATTEMPTS = 3
 """How often a step is started when the process under it dies, before it is given up."""
+WAIT_S = 5.0
+"""How long to wait for a step to end before looking whether there still is a cluster."""
 OBJECT_STORE_BYTES = 256 << 20
 """Names and counts travel through Ray, not pixels: Ray's default of a third of the memory is not needed."""
+
+
+class RunnerLost(MedloomError):
+    """What the runner ran on is gone; steps that ended stay ended."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,10 @@ class RayRunner:
             self._fill(ready, source)
             if not self._running:
                 return
-            done_refs, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
+            done_refs, _ = ray.wait(list(self._running), num_returns=1, timeout=WAIT_S)
+            if not done_refs and not _alive():
+                # without a node Ray would let us wait for ever
+                raise RunnerLost("every node of the Ray cluster is gone; start the same command again, it goes on")
             for ref in done_refs:
                 ended = self._running.pop(ref)
                 done = self._result(ref, ended)
@@ -276,6 +285,14 @@ class RayRunner:
         if pool and ended.worker is not None:
             pool.idle.append(ended.worker)
         return Done.of(ended.step, ended.rest, *ended_as)
+
+
+def _alive() -> bool:
+    """Whether the cluster still has a node."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return any(node["Alive"] for node in nodes)
 
 
 def _bytes(step: Step) -> int | None:

@@ -25,6 +25,8 @@ from transforms.vocabulary import modality, phrase
 
 GROUP_ABOVE = 5
 RELATIONS_AMONG = 4
+ADMINISTRATIVE = frozenset({"split", "burned-in annotation"})
+"""Labels for whoever curates the dataset: they say nothing about what a picture shows."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def facts_of(
         in_volume=image.get("volume_id") is not None,
         labels=tuple(
             LabelFact(r["label_id"], phrase(r["name"]), r["value"], r["origin"]) for r in sample.rows("labels")
-            if not r["origin"].endswith(":split")  # train or test says nothing about the picture
+            if r["name"] not in ADMINISTRATIVE and r["value"] != "unknown"
         ),
         regions=regions,
         groups=groups,

@@ -39,6 +39,7 @@ from infra.runner import RayRunner
 from tests.benchmarks.ctfiles import SYNTAXES, write_files
 from tests.benchmarks.memory import Watch
 from transforms.decoded import IngestParams
+from transforms.decoders.dicom import PLUGINS
 from transforms.imagefile import encode_png, phash, pixel_sha256, shrink
 from transforms.windows import to_grey
 
@@ -102,9 +103,11 @@ def write_chunk(files: Sequence[str], target: Path) -> None:
 def row_of(path: Path) -> dict[str, Any]:
     """What a script would keep of a DICOM file: the image and a few columns."""
     from pydicom import dcmread
-    from pydicom.pixels import apply_rescale
+    from pydicom.pixels import apply_rescale, get_decoder
 
     dataset = dcmread(io.BytesIO(path.read_bytes()))
+    known = get_decoder(dataset.file_meta.TransferSyntaxUID).available_plugins
+    dataset.pixel_array_options(decoding_plugin=next((name for name in PLUGINS if name in known), ""))
     values = apply_rescale(dataset.pixel_array, dataset).astype(np.float32)
     middle, half = dataset.WindowCenter - 0.5, (dataset.WindowWidth - 1) / 2
     pixels, _ = shrink(to_grey(values, (float(middle - half), float(middle + half))), MAX_SIDE)
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--syntaxes", nargs="+", choices=SYNTAXES, default=["plain", "rle"])
+    parser.add_argument("--syntaxes", nargs="+", choices=SYNTAXES, default=["plain", "j2k"])
     parser.add_argument("--memory-images", type=int, default=10_000, help="0: leave out")
     parser.add_argument("--memory-side", type=int, default=256)
     parser.add_argument("--scratch", type=Path, help="folder for temporary files (about 6 GB); default: the system's")

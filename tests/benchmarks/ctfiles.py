@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SYNTAXES = {"plain": "1.2.840.10008.1.2.1", "rle": "1.2.840.10008.1.2.5", "jls": "1.2.840.10008.1.2.4.80"}
-"""Explicit VR little endian, RLE lossless, JPEG-LS lossless."""
+SYNTAXES = {"plain": "1.2.840.10008.1.2.1", "rle": "1.2.840.10008.1.2.5", "j2k": "1.2.840.10008.1.2.4.90"}
+"""Explicit VR little endian, RLE lossless, JPEG 2000 lossless."""
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ROOT = "1.2.826.0.1.3680043.8.498"
 
@@ -34,9 +34,17 @@ def write_files(folder: Path, count: int, side: int, syntaxes: Sequence[str]) ->
 
 
 def _write(folder: Path, side: int, number: int, syntax: str) -> None:
+    from openjpeg import encode
+    from pydicom.encaps import encapsulate
+
     dataset = ct_dataset(number, side)
-    if syntax != "plain":
+    if syntax == "rle":
         dataset.compress(SYNTAXES[syntax], generate_instance_uid=False)
+    elif syntax == "j2k":  # pydicom's own encoder for it wants one more package
+        stored = np.frombuffer(dataset.PixelData, np.uint16).reshape(side, side)
+        stream = encode(stored, bits_stored=dataset.BitsStored, photometric_interpretation=2)
+        dataset.add_new("PixelData", "OB", encapsulate([stream]))
+        dataset.file_meta.TransferSyntaxUID = SYNTAXES[syntax]
     dataset.save_as(folder / f"{number:06}.dcm", enforce_file_format=True)
 
 

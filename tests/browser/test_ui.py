@@ -40,7 +40,7 @@ def page(browser: Any, medloom_server: Server) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     asked: list[str] = []
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(30_000)
     page.on("request", lambda request: asked.append(request.url))
     try:
         yield page
@@ -110,7 +110,7 @@ def test_the_report_opens_from_its_artifact(page: Any, medloom_server: Server, f
 
 def test_a_run_is_started_from_a_form(page: Any, medloom_server: Server, first_run: dict[str, Any]) -> None:
     page.goto(f"{medloom_server.ui}/deployments/deployment/{medloom_server.deployment()['id']}/run")
-    for title in ("Recipe", "Home", "Runner", "Changes", "Retry failed"):
-        page.get_by_text(title).first.wait_for()
+    for name in ("recipe", "home", "runner", "changes", "retry_failed"):
+        page.get_by_text(name, exact=True).first.wait_for()
     page.get_by_text("Folder of the dataset.").first.wait_for()
     keep(page, "form")

@@ -1,4 +1,4 @@
-"""kill -9 of the driver and of Ray's workers at random moments, then the same command: the same bytes, nothing twice.
+"""kill -9 of the driver, of Ray's workers and of its raylet at random moments, then the same command: the same bytes.
 
 The moments are drawn with a fixed seed over the whole run: planning, Ray's start, the units, the commit.
 """
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,14 @@ def finish(recipe: Path, home: Path) -> str:
     return said
 
 
-def workers_of(driver: int) -> list[int]:
-    """Ray's worker processes under a driver: running a unit, or holding an opened stage."""
+TARGETS = {"driver": (), "worker": ("ray::_call_task", "ray::_Worker"), "raylet": ("raylet",)}
+"""What is killed -> how the command lines of its processes below the driver begin."""
+
+
+def victims(driver: int, target: str) -> list[int]:
+    """The driver itself, Ray's workers under it (running a unit, or holding an opened stage), or the raylet."""
+    if target == "driver":
+        return [driver]
     children: dict[int, list[int]] = {}
     names: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -52,7 +59,8 @@ def workers_of(driver: int) -> list[int]:
     while queue:
         for child in children.get(queue.pop(), []):
             queue.append(child)
-            if names[child].startswith("ray::") and "IDLE" not in names[child]:
+            program = names[child].partition("\0")[0].rpartition("/")[2]
+            if program.startswith(TARGETS[target]):
                 found.append(child)
     return found
 
@@ -69,23 +77,19 @@ def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     began = time.monotonic()
     finish(recipe, calm)
     whole = time.monotonic() - began
-    draw, driver_kills, worker_kills, rounds = random.Random(20261124), 0, 0, 0
-    while driver_kills + worker_kills < KILLS:
+    draw, hits, rounds = random.Random(20261124), Counter[str](), 0
+    while hits.total() < KILLS:
         rounds += 1
-        assert rounds < 4 * KILLS, f"only {driver_kills} driver and {worker_kills} worker kills hit anything"
-        process = start(recipe, home)
-        try:
-            process.wait(draw.uniform(0.1, 0.95) * whole)
-        except subprocess.TimeoutExpired:
-            aims_at_worker = worker_kills < driver_kills
-            victims = workers_of(process.pid) if aims_at_worker else [process.pid]
-            if victims:
-                os.kill(draw.choice(victims), signal.SIGKILL)
-                worker_kills += aims_at_worker
-                driver_kills += not aims_at_worker
-            if aims_at_worker:
-                process.wait(240)
-        said = process.communicate(timeout=60)[0]
+        assert rounds < 4 * KILLS, f"only {dict(hits)} hit anything"
+        target = min(TARGETS, key=lambda name: hits[name])
+        with start(recipe, home) as process:
+            try:
+                process.wait(draw.uniform(0.1, 0.95) * whole)
+            except subprocess.TimeoutExpired:
+                if found := victims(process.pid, target):
+                    os.kill(draw.choice(found), signal.SIGKILL)
+                    hits[target] += 1
+            said = process.communicate(timeout=120)[0]
         if process.returncode == 0:
             assert shards(home) == shards(calm), said
             shutil.rmtree(home)  # all done: the next kill needs something to hit
@@ -95,4 +99,4 @@ def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     twice = "SELECT count(*) - count(DISTINCT sample_id) AS n FROM images"
     assert query(home, twice).to_pylist() == [{"n": 0}]
     assert not list(home.rglob(".tmp-*")), "drafts of the dead were swept"
-    print(f"{driver_kills} driver kills, {worker_kills} worker kills, {rounds} rounds")
+    print(f"{dict(hits)} killed in {rounds} rounds")

@@ -193,6 +193,24 @@ def test_a_bug_in_a_stage_stops_its_partition_and_the_snapshot(
     assert ran and not any(unit.endswith("/ingest") for unit in ran), "what stood was not built again"
 
 
+def test_a_build_that_breaks_a_critical_expectation_is_no_snapshot(
+    built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, home = copied(built, tmp_path)
+    (recipe.parent / "images" / "sick" / "new.png").write_bytes(encoded(picture(4711)))
+    from transforms.captioners import template
+
+    monkeypatch.setattr(template, "_text", lambda kind, text, evidence, rois=(): {
+        "kind": kind, "text": text, "evidence": [], "roi_ids": list(rois), "language": "en", "generator": "template@1",
+    })
+    with pytest.raises(work.BuildError, match=r"build 2 is no snapshot.*evidence"):
+        run(recipe, home)
+    assert last_snapshot(home).number == 1
+    assert query(home, "SELECT count(*) AS n FROM images WHERE source = 'pictures'").to_pylist() == [{"n": 30}]
+    failed = query(home, "SELECT layer FROM validations WHERE build = 2 AND critical AND NOT success").to_pylist()
+    assert failed == [{"layer": "texts"}] and (home / "reports" / "000002" / "index.html").exists()
+
+
 def test_a_home_belongs_to_one_recipe(built: tuple[Path, Path], tmp_path: Path) -> None:
     recipe, home = built
     other = tmp_path / "other.yaml"
