@@ -120,8 +120,9 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
             f"{len(progress.errors)} of {progress.todo} units stopped on a bug, so there is no snapshot; what the "
             "others wrote stays, and the same command goes on from there. First:\n" + progress.errors[0]
         )
-    if same := up_to_date(Plan(plan.chains), home) if plan.todo == 0 else None:
+    if same := up_to_date(plan, home):
         return same
+    sweep(home)  # drafts of workers that died under this build
     draft = Build(
         number=max((b.number for b in builds(home)), default=0) + 1, status="snapshot", name=recipe.name,
         recipe=recipe.resolved(), units=tuple(sorted([*plan.done, *progress.manifests])), validations=(),

@@ -8,6 +8,7 @@ Prefect's own caching and results stay off, and stopping a run at any point cost
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ from prefect import State, flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.exceptions import CancelledRun
+from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.states import Cancelled
 
 from catalog import report, sheet
@@ -121,7 +122,12 @@ def _run_group(
     tell: Callable[[work.Progress], None],
 ) -> None:
     before = len(progress.errors)
-    work.run_chains(group, steps, home, running, progress, tell)
+    try:
+        work.run_chains(group, steps, home, running, progress, tell)
+    except SystemError as error:
+        if isinstance(error.__cause__, TerminationSignal):  # Ray wraps what a signal raises while it waits
+            raise error.__cause__ from None
+        raise
     if bugs := progress.errors[before:]:
         raise work.BuildError(f"{len(bugs)} units stopped on a bug; first:\n{bugs[0]}")
 
@@ -169,6 +175,8 @@ def _publish(client: SyncPrefectClient, home: Path, made: Build) -> None:
         _show(client, key, "table", json.dumps(rows, default=str), f"{snapshot}: {about}")
     with reader(home, made.number) as con:
         cards = sheet.markdown(sheet.cards(con, home))
+    # the UI shows character references in lists as they stand, and obeys backslashes everywhere
+    cards = re.sub(r"&#(\d+);", lambda found: "\\" + chr(int(found[1])), cards)
     _show(client, "contact-sheet", "markdown", cards, f"{snapshot}: samples with their regions and captions")
     page = report.path(made)
     link = f"{address}/{page.removeprefix('reports/')}" if (address := served(home).get("reports")) else ""

@@ -44,7 +44,7 @@ def run_build(recipe: str, home: Path, runner: str, changes: Sequence[str], retr
             given = (portable(recipe), str(home.resolve()), runner, list(changes), retry_failed)
             state = flow.build(*given, return_state=True)
             if state.is_cancelled():
-                raise MedloomError(f"{state.message}; what was committed stays, and the same command goes on from there")
+                raise MedloomError(f"{state.message}; what was committed stays, the same command goes on from there")
             return str(state.result())
         except httpx.TransportError as error:
             raise MedloomError(

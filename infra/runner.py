@@ -28,6 +28,7 @@ from infra.settings import be_quiet
 
 ATTEMPTS = 3
 """How often a step is started when the process under it dies, before it is given up."""
+LOST = "the Ray node under this build is gone (killed, or out of memory?); start the same command again, it goes on"
 WAIT_S = 5.0
 """How long to wait for a step to end before looking whether there still is a cluster."""
 OBJECT_STORE_BYTES = 256 << 20
@@ -211,8 +212,7 @@ class RayRunner:
                 return
             done_refs, _ = ray.wait(list(self._running), num_returns=1, timeout=WAIT_S)
             if not done_refs and not _alive():
-                # without a node Ray would let us wait for ever
-                raise RunnerLost("every node of the Ray cluster is gone; start the same command again, it goes on")
+                raise RunnerLost(LOST)  # Ray itself would let us wait for ever
             for ref in done_refs:
                 ended = self._running.pop(ref)
                 done = self._result(ref, ended)
@@ -269,8 +269,10 @@ class RayRunner:
         pool = self._pools.get(ended.step.pool or ended.step.id)
         try:
             ended_as: Ended = ray.get(ref)
+        except ray.exceptions.LocalRayletDiedError:
+            raise RunnerLost(LOST) from None
         except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError,
-                ray.exceptions.NodeDiedError, ray.exceptions.LocalRayletDiedError) as error:
+                ray.exceptions.NodeDiedError) as error:
             if pool and ended.worker is not None:
                 pool.size -= 1
             if ended.attempt < ATTEMPTS:

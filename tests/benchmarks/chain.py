@@ -4,11 +4,13 @@ Chain: what `medloom build` does, a recipe of one DICOM source and no stage, pla
 script that calls the same codecs, `concurrent.futures.ProcessPoolExecutor` over the same partitions, one Parquet file
 each. The invariant: both must show the same pixels, or no time is printed.
 
-    python -m tests.benchmarks.chain                    # 2,000 images of 512 x 512, 3 rounds, then memory over 10,000
-    python -m tests.benchmarks.chain --images 200 --rounds 1 --memory-images 0
+    python tests/benchmarks/chain.py                # 2,000 images of 512 x 512, 3 rounds, then memory over 10,000
+    python tests/benchmarks/chain.py --images 400 --syntaxes plain --memory-images 0
 
 Chain and pool take turns, on workers that are warm: neither Ray's start nor the pool's is in a time. A chain's time runs
-from the first unit's submission to the last manifest; planning, which hashes every file, is told apart.
+from the first unit's submission to the last manifest; planning, which hashes every file, is told apart. The cheaper the
+codec, the more the chain's own work (hash of the file, header facts, geometry, fsync) weighs: `--syntaxes plain` is the
+hardest case there is.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ctfiles import SYNTAXES, write_files
+from memory import Watch
 
 from catalog.items import Partition
 from catalog.manifest import read_manifest
@@ -36,8 +40,6 @@ from flows.build import Progress, prepare, run_chains
 from flows.recipe import Recipe, Source
 from infra.keys import sha256
 from infra.runner import RayRunner
-from tests.benchmarks.ctfiles import SYNTAXES, write_files
-from tests.benchmarks.memory import Watch
 from transforms.decoded import IngestParams
 from transforms.decoders.dicom import PLUGINS
 from transforms.imagefile import encode_png, phash, pixel_sha256, shrink

@@ -66,7 +66,7 @@ def test_the_run_and_its_task_runs_are_seen(page: Any, medloom_server: Server, f
     page.goto(f"{medloom_server.ui}/runs/flow-run/{first_run['id']}")
     page.get_by_text("Completed").first.wait_for()
     keep(page, "run")
-    page.get_by_role("tab", name="Task Runs").click()
+    page.get_by_text("Task Runs", exact=True).first.click()
     for name in ("check and commit", "articles/b0", "series/all"):
         page.get_by_text(name, exact=True).first.wait_for()
     keep(page, "task-runs")
@@ -94,6 +94,7 @@ def test_the_artifacts_can_be_looked_at(page: Any, medloom_server: Server, first
         " return all.length >= 4 && all.every(i => i.complete && i.naturalWidth > 0) }"
     )
     page.get_by_text("region 1").first.wait_for()
+    page.get_by_text("A clinical photograph. The source labels it as sick.").first.wait_for()
     keep(page, "contact-sheet")
 
 
@@ -110,7 +111,7 @@ def test_the_report_opens_from_its_artifact(page: Any, medloom_server: Server, f
 
 def test_a_run_is_started_from_a_form(page: Any, medloom_server: Server, first_run: dict[str, Any]) -> None:
     page.goto(f"{medloom_server.ui}/deployments/deployment/{medloom_server.deployment()['id']}/run")
-    for name in ("recipe", "home", "runner", "changes", "retry_failed"):
-        page.get_by_text(name, exact=True).first.wait_for()
-    page.get_by_text("Folder of the dataset.").first.wait_for()
+    fields = medloom_server.deployment()["parameter_openapi_schema"]["properties"]
+    for field in fields.values():
+        page.get_by_text(field["description"], exact=True).wait_for()
     keep(page, "form")
