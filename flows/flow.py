@@ -152,7 +152,8 @@ class _Teller:
 
     def __init__(self, client: SyncPrefectClient, progress: work.Progress) -> None:
         self._client, self._next = client, 0.0
-        self._bar = _show(client, "progress", "progress", 0.0, f"0 of {progress.todo} units")
+        share = 0.0 if progress.todo else 100.0
+        self._bar = _show(client, "progress", "progress", share, f"0 of {progress.todo} units")
 
     def __call__(self, progress: work.Progress) -> None:
         watch(progress)

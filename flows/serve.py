@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infra.errors import ConfigError, MedloomError
@@ -70,7 +70,8 @@ def served(home: Path) -> Mapping[str, str]:
     """The addresses `api` and `reports` of the `medloom serve` that runs for this home; empty when none does."""
     try:
         record: dict[str, str] = json.loads((home / RECORD).read_text())
-        os.kill(int(record.pop("pid")), 0)  # a record that a killed process left must not lead to another home's server
+        with suppress(PermissionError):  # another user's, and alive
+            os.kill(int(record.pop("pid")), 0)  # what a killed process left must not lead to another home's server
     except (FileNotFoundError, ProcessLookupError):
         return {}
     return record if answers(record["api"]) else {}

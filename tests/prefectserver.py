@@ -165,7 +165,9 @@ def serving(root: Path) -> Iterator[Server]:
                 return served(home)
 
             found = wait_for("medloom serve is up", 150, ready)
-            yield Server(found["api"], found["reports"], home, recipe, process)
+            running = Server(found["api"], found["reports"], home, recipe, process)
+            wait_for("the deployment is known", 60, lambda: running.call("deployments/filter", {}))
+            yield running
         finally:
             family = tree(process.pid)
             process.send_signal(signal.SIGINT)

@@ -34,7 +34,7 @@ def write_files(folder: Path, count: int, side: int, syntaxes: Sequence[str]) ->
 
 
 def _write(folder: Path, side: int, number: int, syntax: str) -> None:
-    from openjpeg import encode
+    from openjpeg.utils import encode
     from pydicom.encaps import encapsulate
 
     dataset = ct_dataset(number, side)
@@ -106,4 +106,5 @@ def slice_hu(number: int, side: int) -> npt.NDArray[np.float64]:
     for grid, depth_hu in ((8, 15), (64, 10)):
         hu += depth_hu * zoom(random.standard_normal((grid, grid)), side / grid, order=1)
     hu += random.normal(0, 12, (side, side))
-    return np.clip(np.rint(hu), -1024, 3071)
+    clipped: npt.NDArray[np.float64] = np.clip(np.rint(hu), -1024, 3071)
+    return clipped

@@ -17,6 +17,8 @@ from types import TracebackType
 from catalog.manifest import read_manifest
 from flows.build import Progress
 
+WORKERS = ("ray::IDLE", "ray::_call_task", "ray::_Worker")
+"""What Ray calls its worker processes; its agents are no workers."""
 EVERY = 0.1
 """Seconds between two looks."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -55,7 +57,7 @@ class Watch:
 
     def _look(self) -> None:
         while not self._stop.wait(EVERY):
-            workers = [_resident(pid) for pid in _below(os.getpid()) if _title(pid).startswith("ray::")]
+            workers = [_resident(pid) for pid in _below(os.getpid()) if _title(pid).startswith(WORKERS)]
             self._looks.append((self._images, workers, _resident(os.getpid())))
 
 

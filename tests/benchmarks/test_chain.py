@@ -1,4 +1,4 @@
-"""The benchmark of the chain in a small form: both sides show the same pixels, and neither speed nor memory is absurd."""
+"""The benchmark of the chain in a small form: both sides show the same pixels; speed and memory are not absurd."""
 
 from __future__ import annotations
 
