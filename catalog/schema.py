@@ -85,8 +85,8 @@ _LAYERS = (
         Field("width", I32, "columns of the stored image, pixels", True),
         Field("height", I32, "rows of the stored image, pixels", True),
         Field("source", STR, "name of the source in the recipe", True),
-        Field("source_item", STR, "item of the source it came from, relative to the source; a pseudonym where identifiers are "
-              "private (`medloom locate` finds it again)", True),
+        Field("source_item", STR, "item of the source it came from, relative to the source; a pseudonym where "
+              "identifiers are private (`medloom locate` finds it again)", True),
         Field("source_uri", STR, "public address of the item where there is one"),
         Field("source_version", STR, "version of the item as its source states it (article version, release)"),
         Field("group_id", STR, "patient, article or video, pseudonymous: never split across train and test", True),

@@ -14,8 +14,8 @@ from flows.recipe import Knowledge, Recipe, find_recipe, load_recipe
 from infra.errors import ConfigError
 from infra.keys import key
 from infra.storage import write_bytes
-from transforms.embedding import DEFAULT_MODEL
-from transforms.knowledge import build, open_base
+from transforms.knowledge.base import build, open_base
+from transforms.knowledge.embedding import DEFAULT_MODEL
 
 Tell = Callable[[int, int], object]
 """(texts embedded, texts to embed)"""

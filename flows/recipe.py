@@ -29,7 +29,7 @@ from infra.errors import ConfigError
 from infra.plugins import load, nearest
 from transforms.decoded import IngestParams
 from transforms.ingest import SourceTerms
-from transforms.volumes import check
+from transforms.scans.volumes import check
 
 BUNDLED = Path(__file__).parent / "recipes"
 

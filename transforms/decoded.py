@@ -35,13 +35,13 @@ class IngestParams(BaseModel):
 
     max_side: int | None = Field(None, ge=16, description="shrink images whose longer side exceeds this (area resize)")
     windows: tuple[str, ...] = Field(
-        (), description="named CT windows (transforms/windows.yaml), one sample each; empty: the table's window for "
-        "the anatomy, else the file's own, else soft_tissue",
+        (), description="named CT windows (transforms/scans/windows.yaml), one sample each; empty: the table's window "
+        "for the anatomy, else the file's own, else soft_tissue",
     )
     slices: str = Field(
         "largest:1+stride:0.25",
-        description="which slices of a volume become samples, see transforms/volumes.py: largest:N (largest labelled "
-        "area), stride:F (every fraction F of the extent), all, middle; joined by +",
+        description="which slices of a volume become samples, see transforms/scans/volumes.py: largest:N (largest "
+        "labelled area), stride:F (every fraction F of the extent), all, middle; joined by +",
     )
     planes: tuple[str, ...] = Field(("axial",), description="planes cut from a volume: axial, coronal, sagittal")
     frames: int = Field(

@@ -24,7 +24,7 @@ from infra.keys import key, pseudonym, sha256
 from infra.plugins import load, plugins
 from infra.settings import PUBLIC_KEY, pseudonym_key
 from transforms.decoded import Article, Decoded, IngestParams, Refused, Sample, Volume
-from transforms.imagefile import encode_png, phash, pixel_sha256, shrink
+from transforms.pictures.imagefile import encode_png, phash, pixel_sha256, shrink
 from transforms.regions import roi_row, scaled
 from transforms.stage import Outcome, Reject
 

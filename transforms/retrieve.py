@@ -20,8 +20,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import ConfigError
-from transforms.embedding import REQUIRES as REQUIRES
-from transforms.knowledge import Hit, KnowledgeBase, open_base
+from transforms.knowledge.base import Hit, KnowledgeBase, open_base
+from transforms.knowledge.embedding import REQUIRES as REQUIRES
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 from transforms.vocabulary import modality, phrase
 

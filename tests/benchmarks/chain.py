@@ -42,8 +42,8 @@ from infra.keys import sha256
 from infra.runner import RayRunner
 from transforms.decoded import IngestParams
 from transforms.decoders.dicom import PLUGINS
-from transforms.imagefile import encode_png, phash, pixel_sha256, shrink
-from transforms.windows import to_grey
+from transforms.pictures.imagefile import encode_png, phash, pixel_sha256, shrink
+from transforms.scans.windows import to_grey
 
 WORKERS = 2
 MAX_SIDE = 256

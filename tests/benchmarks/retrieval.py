@@ -28,8 +28,8 @@ from pathlib import Path
 
 from lxml import etree
 
-from transforms.embedding import DEFAULT_MODEL
-from transforms.knowledge import build
+from transforms.knowledge.base import build
+from transforms.knowledge.embedding import DEFAULT_MODEL
 
 TOP = 10
 CHUNKS = 200

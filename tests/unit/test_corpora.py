@@ -15,7 +15,7 @@ from infra.errors import ConfigError
 from infra.plugins import listed
 from transforms.corpora import hpo, icd10cm, medquad, textfiles
 from transforms.decoded import Refused
-from transforms.passages import ChunkParams, Passage, chunked, read_corpora
+from transforms.knowledge.passages import ChunkParams, Passage, chunked, read_corpora
 
 OBO = r"""format-version: 1.2
 data-version: hp/releases/2030-01-02

@@ -19,7 +19,7 @@ from infra.errors import ItemError
 from infra.keys import pseudonym
 from transforms.decoded import IngestParams, Refused, Sample, Volume
 from transforms.decoders import dicom
-from transforms.deidentify import fact_labels, header_facts, identifiers, open_dataset, quietly
+from transforms.scans.deidentify import fact_labels, header_facts, identifiers, open_dataset, quietly
 
 hide = partial(pseudonym, b"test")
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from infra.errors import ItemError, Terminal
 from infra.keys import sha256
-from transforms.imagefile import (
+from transforms.pictures.imagefile import (
     MAX_PIXELS,
     encode_png,
     open_image,

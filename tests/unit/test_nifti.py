@@ -17,7 +17,7 @@ from catalog.schema import LAYERS
 from infra.keys import pseudonym, sha256
 from transforms.decoded import Decoded, IngestParams, Refused, Sample, Volume
 from transforms.decoders.nifti import decode, open_scan
-from transforms.niftifile import read_nifti
+from transforms.scans.niftifile import read_nifti
 
 ONE = IngestParams(slices="middle")
 

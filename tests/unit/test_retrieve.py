@@ -14,7 +14,7 @@ from catalog.schema import LAYERS
 from infra.errors import ConfigError
 from infra.plugins import plugins
 from transforms import retrieve
-from transforms.knowledge import build
+from transforms.knowledge.base import build
 from transforms.stage import Context, Outcome, SampleRows, Stage, fingerprint
 
 pytest.importorskip("sentence_transformers", reason="needs medloom[embed]")

@@ -9,8 +9,8 @@ import pytest
 
 from infra.errors import ConfigError
 from transforms.decoded import IngestParams
-from transforms.volumes import Cut, Scan, canonical, check, choose_slices, cut, role_of, to_grey
-from transforms.windows import anatomy_window, choose_windows, named_window
+from transforms.scans.volumes import Cut, Scan, canonical, check, choose_slices, cut, role_of, to_grey
+from transforms.scans.windows import anatomy_window, choose_windows, named_window
 
 SHAPE = (9, 7, 5)
 LPS = np.diag([-2.0, -3.0, 4.0, 1.0])

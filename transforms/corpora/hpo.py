@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from infra.errors import ConfigError, Dropped, Terminal
 from infra.storage import resolve
 from transforms.decoded import Refused
-from transforms.passages import Passage
+from transforms.knowledge.passages import Passage
 
 NAME = "hpo"
 REQUIRES: Mapping[str, str] = {}

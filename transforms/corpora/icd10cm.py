@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from transforms.passages import Passage
+from transforms.knowledge.passages import Passage
 
 NAME = "icd10cm"
 REQUIRES = {"simple_icd_10_cm": "medloom[demo]"}

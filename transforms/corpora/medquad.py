@@ -18,7 +18,7 @@ from pydantic import Field
 from infra.errors import ConfigError, Dropped, Terminal
 from infra.storage import resolve, walk
 from transforms.decoded import Refused
-from transforms.passages import ChunkParams, Passage, chunked
+from transforms.knowledge.passages import ChunkParams, Passage, chunked
 
 NAME = "medquad"
 REQUIRES: Mapping[str, str] = {}

@@ -15,7 +15,7 @@ from catalog.items import Item
 from infra.errors import ItemError, Terminal
 from infra.keys import sha256
 from transforms.decoded import Article, Decoded, IngestParams, Pseudonym, Refused, Sample
-from transforms.imagefile import open_image
+from transforms.pictures.imagefile import open_image
 
 NAME = "figure"
 VERSION = "1"

@@ -27,7 +27,7 @@ from catalog.items import Box, Item
 from infra.errors import ItemError, Terminal
 from infra.keys import sha256
 from transforms.decoded import Decoded, IngestParams, Pseudonym, Refused, Region, Sample
-from transforms.imagefile import Opened, open_image, open_mask, upright_box
+from transforms.pictures.imagefile import Opened, open_image, open_mask, upright_box
 
 NAME = "image"
 VERSION = "1"

@@ -28,8 +28,8 @@ from catalog.items import Item, Label
 from infra.errors import ItemError, Terminal
 from infra.keys import canonical, key, sha256
 from transforms.decoded import Decoded, IngestParams, Pseudonym, Refused, Sample, Volume
-from transforms.niftifile import Affine, Nifti, read_nifti
-from transforms.volumes import Scan, cut
+from transforms.scans.niftifile import Affine, Nifti, read_nifti
+from transforms.scans.volumes import Scan, cut
 
 NAME = "nifti"
 VERSION = "1"

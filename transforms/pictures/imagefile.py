@@ -37,7 +37,7 @@ from PIL import Image, UnidentifiedImageError
 from infra.errors import Terminal
 from infra.keys import sha256
 from transforms.decoded import Pixels
-from transforms.imagestrip import PNG_SIGNATURE, STRIPPERS, Stripped, strip, webp_is_lossy
+from transforms.pictures.imagestrip import PNG_SIGNATURE, STRIPPERS, Stripped, strip, webp_is_lossy
 from transforms.regions import scaled_size
 
 MAX_PIXELS = 64_000_000

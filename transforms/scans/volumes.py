@@ -27,7 +27,7 @@ import numpy.typing as npt
 from infra.errors import ConfigError
 from infra.plugins import nearest
 from transforms.decoded import IngestParams, Pixels, Region
-from transforms.windows import Window, choose_windows, named_window, percentile_window, to_grey
+from transforms.scans.windows import Window, choose_windows, named_window, percentile_window, to_grey
 
 __all__ = ["Cut", "Scan", "Window", "canonical", "check", "choose_slices", "cut", "role_of", "to_grey"]
 

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import Terminal
-from transforms.deidentify import bad_values, number, numbers, quietly, text, texts, value
-from transforms.windows import Window
+from transforms.scans.deidentify import bad_values, number, numbers, quietly, text, texts, value
+from transforms.scans.windows import Window
 
 Vector = npt.NDArray[np.float64]
 

@@ -71,7 +71,7 @@ def named_window(name: str) -> Window:
     known = _table()["windows"]
     if name not in known:
         raise ConfigError(
-            f"windows: there is no window {name!r}{nearest(name, known)}; transforms/windows.yaml lists them"
+            f"windows: there is no window {name!r}{nearest(name, known)}; transforms/scans/windows.yaml lists them"
         )
     center, width = known[name]["center"], known[name]["width"]
     return center - width / 2, center + width / 2

@@ -37,8 +37,8 @@ from pydantic import BaseModel
 from infra.errors import ConfigError
 from infra.keys import canonical, key, sha256
 from infra.storage import resolve, write_atomic, write_bytes
-from transforms.embedding import DEFAULT_MODEL, Device, Embedder, Progress, Vectors
-from transforms.passages import Corpus, Passage, counts, read_corpora
+from transforms.knowledge.embedding import DEFAULT_MODEL, Device, Embedder, Progress, Vectors
+from transforms.knowledge.passages import Corpus, Passage, counts, read_corpora
 
 FORMAT = 1
 DECIMALS = 4

@@ -1,0 +1,1 @@
+"""Knowledge bases: passages of corpora, their embeddings, and the search that finds them."""

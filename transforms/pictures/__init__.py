@@ -1,0 +1,1 @@
+"""Pictures from untrusted bytes: opened safely, freed of metadata, hashed, encoded."""

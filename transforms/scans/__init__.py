@@ -1,0 +1,1 @@
+"""Scans: DICOM and NIfTI files to arrays with their geometry, de-identified, windowed and cut."""
