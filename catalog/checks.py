@@ -14,6 +14,7 @@ outside hosts that Great Expectations puts into them.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -179,6 +180,7 @@ def _great_expectations() -> Any:
         warnings.filterwarnings("ignore", "module 'sre_(constants|parse)' is deprecated", DeprecationWarning)
         import great_expectations as gx
         import great_expectations.expectations
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     return gx
 
 

@@ -200,5 +200,5 @@ _PUNCTUATION = re.compile(r"[!-+\--/:-@\[-`{-~]")
 
 
 def _plain(text: str) -> str:
-    """Text on one line whose punctuation is written as character references, which no markdown or HTML acts upon."""
-    return _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+    """Text on one line whose punctuation is escaped, so that no markdown or HTML acts upon it."""
+    return _PUNCTUATION.sub(r"\\\g<0>", " ".join(text.split()))

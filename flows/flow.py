@@ -8,7 +8,6 @@ Prefect's own caching and results stay off, and stopping a run at any point cost
 from __future__ import annotations
 
 import json
-import re
 import signal
 import threading
 import time
@@ -177,7 +176,6 @@ def _publish(client: SyncPrefectClient, home: Path, made: Build) -> None:
     with reader(home, made.number) as con:
         cards = sheet.markdown(sheet.cards(con, home))
     # the UI shows character references in lists as they stand, and obeys backslashes everywhere
-    cards = re.sub(r"&#(\d+);", lambda found: "\\" + chr(int(found[1])), cards)
     _show(client, "contact-sheet", "markdown", cards, f"{snapshot}: samples with their regions and captions")
     page = report.path(made)
     link = f"{address}/{page.removeprefix('reports/')}" if (address := served(home).get("reports")) else ""

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from prefectserver import first_run as first_run
+from prefectserver import medloom_server as medloom_server
 
 from infra.settings import be_quiet
 

@@ -73,7 +73,7 @@ def shards(home: Path) -> dict[str, bytes]:
 @pytest.mark.timeout(1200)
 def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     recipe = make_all(tmp_path / "sources")
-    make_images(tmp_path / "sources" / "images", 160, size=200)
+    make_images(tmp_path / "sources" / "images", 100, size=160)
     home, calm = tmp_path / "home", tmp_path / "calm"
     began = time.monotonic()
     finish(recipe, calm)
