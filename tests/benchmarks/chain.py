@@ -41,8 +41,8 @@ from flows.recipe import Recipe, Source
 from infra.keys import sha256
 from infra.runner import RayRunner
 from transforms.decoded import IngestParams
-from transforms.decoders.dicom import PLUGINS
 from transforms.pictures.imagefile import encode_png, phash, pixel_sha256, shrink
+from transforms.scans.frames import PLUGINS
 from transforms.scans.windows import to_grey
 
 WORKERS = 2
