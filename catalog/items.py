@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.keys import key
+from infra.keys import key, sha256
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,9 @@ class Item:
     decoders that ask for it, "label_table": label value -> name, and "article": a row of the layer `articles`."""
     error: Exception | None = None
     """An ItemError met while reading; the item then carries no usable files and becomes a reject."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """role -> SHA-256 of its file, where the connector computed it anyway to see that the file had not changed"""
+
+    def sha256(self, role: str = "main") -> str:
+        """SHA-256 of the file of a role."""
+        return self.hashes.get(role) or sha256(self.files[role])

@@ -92,7 +92,8 @@ def read(partition: Partition, params: Params) -> Iterator[Item]:
         data = _load(Path(path), {ref["member"] for ref in refs})
         for ref in refs:
             files, error = _checked(ref, data)
-            yield Item(ref["id"], "dicom", ref["group"], files, facts=facts, error=error)
+            hashes = {"main": ref["sha256"]} if files else {}
+            yield Item(ref["id"], "dicom", ref["group"], files, facts=facts, error=error, hashes=hashes)
 
 
 def _files(params: Params) -> Iterator[tuple[Path, str]]:

@@ -123,7 +123,7 @@ def read(partition: Partition, params: Params) -> Iterator[Item]:
             boxes=tuple(Box(label, (x0, y0, x1, y1), role) for label, (x0, y0, x1, y1), role in ref["boxes"]),
             texts=tuple(Text(*text) for text in ref["texts"]),
             licences=Licences(image=ref["licence"][0], evidence=ref["licence"][1]) if ref["licence"] else None,
-            facts=ref["facts"],
+            facts=ref["facts"], hashes={role: digest for role, (_, digest) in ref["files"].items()},
         )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import statistics
 import tempfile
 import time
@@ -47,6 +48,8 @@ from transforms.scans.windows import to_grey
 
 WORKERS = 2
 MAX_SIDE = 256
+NICENESS = 15
+"""Ray's default for its workers; the pool gets the same, or whatever else runs would slow down the chain alone."""
 GOAL = 0.8
 """Share of the pool's images per second that the chain has to reach."""
 
@@ -130,7 +133,8 @@ def speed(scratch: Path, images: int, side: int, syntaxes: Sequence[str], rounds
     """Run chain and pool in turns and print a table; returns the ratio of their images per second."""
     files = write_files(scratch / "files", images, side, syntaxes)
     times: dict[str, list[float]] = {"planning": [], "chain": [], "pool": []}
-    with RayRunner(cpus=WORKERS) as runner, ProcessPoolExecutor(WORKERS, get_context("spawn")) as workers:
+    bare = ProcessPoolExecutor(WORKERS, get_context("spawn"), initializer=os.nice, initargs=(NICENESS,))
+    with RayRunner(cpus=WORKERS) as runner, bare as workers:
         for turn in range(rounds + 1):
             built = chain(files, scratch / f"home-{turn}", runner)
             seconds, pixels = pool(built.partitions, scratch / f"pool-{turn}", workers)

@@ -17,7 +17,8 @@ units follows `transforms/scans/windows.py` instead. Of cines, and other multi-f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,7 @@ def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) ->
     first_with: dict[str, str] = {}
     for item in items:
         data = item.files["main"]
-        digest = sha256(data)
+        digest = item.sha256()
         try:
             if digest in first_with:
                 raise Dropped("DUPLICATE_FILE", f"same bytes as {first_with[digest]}; nothing to do")
@@ -179,11 +180,11 @@ def _stills(frames: list[Slice], sources: Mapping[str, Described], params: Inges
     source = sources[chosen[0].item]
     try:
         pictures = [read_picture(s) for s in chosen]
-        extent = min(p.extent[0] for p in pictures), max(p.extent[1] for p in pictures)
+        shown = partial(_extent_of, pictures)
         made = [
             _still(s, name, pixels, window, source)
             for s, picture in zip(chosen, pictures, strict=True)
-            for name, pixels, window in _shown(s, picture, extent, source, params)
+            for name, pixels, window in _shown(s, picture, shown, source, params)
         ]
     except ItemError as error:
         yield Refused(source.item.id, error)
@@ -206,8 +207,13 @@ def _still(s: Slice, name: str, pixels: Pixels, window: Window | None, source: D
     )
 
 
+def _extent_of(pictures: Sequence[Picture]) -> Window:
+    """One range for all frames of a file, so that one value is one grey."""
+    return min(p.extent[0] for p in pictures), max(p.extent[1] for p in pictures)
+
+
 def _shown(
-    s: Slice, picture: Picture, extent: Window, source: Described, params: IngestParams
+    s: Slice, picture: Picture, extent: Callable[[], Window], source: Described, params: IngestParams
 ) -> Iterator[tuple[str, Pixels, Window | None]]:
     """A picture in each window it is to be shown in: name ("" unless it is CT in Hounsfield units), pixels, window."""
     if picture.values.ndim == 3:
@@ -218,7 +224,7 @@ def _shown(
     if own is None and not hounsfield and (looked_up := voi_lut(s, picture)) is not None:
         yield "", to_grey(*looked_up, inverted), None
         return
-    own = own if own is not None or hounsfield else extent
+    own = own if own is not None or hounsfield else extent()
     anatomy = source.columns["anatomy"]
     windows = choose_windows(picture.values, "CT" if hounsfield else None, anatomy, own, params.windows)
     for name, window in windows.items():

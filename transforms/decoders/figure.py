@@ -13,7 +13,6 @@ from typing import Any
 
 from catalog.items import Item
 from infra.errors import ItemError, Terminal
-from infra.keys import sha256
 from transforms.decoded import Article, Decoded, IngestParams, Pseudonym, Refused, Sample
 from transforms.pictures.imagefile import open_image
 
@@ -46,7 +45,7 @@ def _sample(item: Item, pseudonym: Pseudonym) -> Sample:
     columns |= {"window": opened.window, "lossy": opened.lossy or None}
     return Sample(
         items=(item.id,),
-        content=(sha256(item.files["main"]),),
+        content=(item.sha256(),),
         locator="frame:0" if opened.frames > 1 else "",
         pixels=opened.pixels,
         encoded=opened.encoded,

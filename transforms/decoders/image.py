@@ -25,7 +25,6 @@ from pydantic import BaseModel, ConfigDict
 
 from catalog.items import Box, Item
 from infra.errors import ItemError, Terminal
-from infra.keys import sha256
 from transforms.decoded import Decoded, IngestParams, Pseudonym, Refused, Region, Sample
 from transforms.pictures.imagefile import Opened, open_image, open_mask, upright_box
 
@@ -69,7 +68,7 @@ def _sample(item: Item, pseudonym: Pseudonym) -> Sample:
         columns["lossy"] = True
     return Sample(
         items=(item.id,),
-        content=(sha256(item.files["main"]),),
+        content=(item.sha256(),),
         locator="frame:0" if first_of_many else "",
         pixels=opened.pixels,
         encoded=opened.encoded,

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from catalog.items import Item, Label
 from infra.errors import ItemError, Terminal
-from infra.keys import canonical, key, sha256
+from infra.keys import canonical, key
 from transforms.decoded import Decoded, IngestParams, Pseudonym, Refused, Sample, Volume
 from transforms.scans.niftifile import Affine, Nifti, read_nifti
 from transforms.scans.volumes import Scan, cut
@@ -96,7 +96,7 @@ def _volume(
 ) -> Iterator[Volume | Sample]:
     """The row and the slices of one frame; nothing in here refuses the item."""
     main = files["main"]
-    content = sha256(item.files["main"])
+    content = item.sha256()
     group = pseudonym("patient", item.patient or item.id)
     stated = {name: fact for name, fact in item.facts.items() if name not in OWN_FACTS}
     modality, anatomy = stated.get("modality"), stated.get("anatomy")

@@ -58,14 +58,16 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 def quietly() -> Iterator[None]:
     """Keep pydicom from warning and logging: its messages quote header values, which may identify a patient."""
     log = logging.getLogger("pydicom")
-    before = log.disabled
+    if log.disabled:  # quiet already
+        yield
+        return
     log.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.disabled = before
+        log.disabled = False
 
 
 @cache
@@ -178,6 +180,8 @@ def is_encapsulated(dataset: Any) -> bool:
 
 def value(dataset: Any, keyword: str) -> Any:
     """The value of an element, or None when it is absent, empty or cannot be read."""
+    if keyword not in dataset:  # most of what is asked for is not there, and looking is cheap
+        return None
     with quietly():
         try:
             found = dataset.get(keyword)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import signal
 from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,14 @@ class Picture:
     """(rows, columns) float32 in modality units, or (rows, columns, 3) uint8 RGB"""
     rescaled: bool
     """values were turned into the modality's unit"""
-    extent: Window
-    """what to show where the file names no window"""
+    of: Slice
+    raw: npt.NDArray[Any]
+    """as stored"""
+
+    @cached_property
+    def extent(self) -> Window:
+        """What to show where the file names no window."""
+        return (0.0, 255.0) if self.values.ndim == 3 else _extent(self.of, self.raw, self.values, self.rescaled)
 
 
 def read_picture(s: Slice) -> Picture:
@@ -60,15 +66,15 @@ def read_picture(s: Slice) -> Picture:
         try:
             if text(s.dataset, "PhotometricInterpretation") == "PALETTE COLOR":
                 raw = apply_color_lut(raw, s.dataset)
-                return Picture(_eight_bit(raw, 8 * raw.dtype.itemsize), False, (0.0, 255.0))
+                return Picture(_eight_bit(raw, 8 * raw.dtype.itemsize), False, s, raw)
             if raw.ndim == 3:
-                return Picture(_eight_bit(raw, int(number(s.dataset, "BitsStored") or 8)), False, (0.0, 255.0))
+                return Picture(_eight_bit(raw, int(number(s.dataset, "BitsStored") or 8)), False, s, raw)
             values, rescaled = _rescaled(s, raw)
         except _bad_pixels() as error:
             raise Terminal("PIXELS_CORRUPT", f"a lookup table does not fit ({type(error).__name__})") from None
     if not np.isfinite(values).all():
         raise Terminal("PIXELS_CORRUPT", "pixels are infinite or not numbers; check the file")
-    return Picture(values, rescaled, _extent(s, raw, values, rescaled))
+    return Picture(values, rescaled, s, raw)
 
 
 def _raw(s: Slice) -> npt.NDArray[Any]:

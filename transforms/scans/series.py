@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class Slice:
     mosaic: bool = False
     """Siemens mosaic: the slices of a whole scan laid out as tiles of one picture"""
 
-    @property
+    @cached_property
     def window(self) -> Window | None:
         """Values shown as black and as white by the first window of the file (PS3.3 C.11.2.1.2), or None."""
         group = functional(self.dataset, self.frame, "FrameVOILUTSequence")
@@ -95,7 +96,7 @@ class Slice:
         """Low values are bright."""
         return text(self.dataset, "PhotometricInterpretation") == "MONOCHROME1"
 
-    @property
+    @cached_property
     def normal(self) -> Vector | None:
         """Unit vector in LPS, or None."""
         if self.along_row is None or self.along_column is None:
