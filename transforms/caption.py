@@ -31,7 +31,7 @@ from transforms.options import checked
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 
 NAME = "caption"
-VERSION = "1"
+VERSION = "2"
 REQUIRES: Mapping[str, str] = {}
 READS = ("images", "labels", "rois", "passages", "texts")
 

@@ -233,6 +233,8 @@ def _relations(rois: list[Mapping[str, Any]], among: int) -> tuple[RelationFact,
     told = []
     for larger, smaller in combinations(largest, 2):
         words = relation(smaller, larger)
+        if words is None:
+            continue
         outlines = {"inside": (larger,), "contains": (smaller,), "overlaps": (smaller, larger)}.get(words, ())
         if all(row["trust"] == "boundary" for row in outlines):
             told.append(RelationFact(smaller["roi_id"], larger["roi_id"], words))

@@ -37,7 +37,7 @@ from transforms.decoded import Region
 
 Row = Mapping[str, Any]
 
-RELATIONS = ("inside", "contains", "overlaps", "left of", "right of", "above", "below", "concentric with")
+RELATIONS = ("inside", "contains", "overlaps", "left of", "right of", "above", "below")
 """Every word that `relation` may answer; directions are those of the image."""
 
 MIDLINE = 0.1
@@ -161,13 +161,14 @@ def patient_side(
     return sides[1] if on_left <= 1 / 3 else "midline"
 
 
-def relation(a: Row, b: Row) -> str:
-    """How region `a` lies to region `b` of the same sample, one of RELATIONS; both are rows of the layer `rois`.
+def relation(a: Row, b: Row) -> str | None:
+    """How region `a` lies to region `b` of the same sample: one of RELATIONS, or None where no word would be true.
 
     With `common` the pixels in both (masks where known, else boxes) over those of the smaller region: `inside` where
     `a` is the smaller and common >= 0.95, `contains` the other way round, `overlaps` where common >= 0.05. Otherwise
     the direction, in the image, from the centre of b's box to that of a's, along the axis on which they lie further
-    apart (columns where equal); `concentric with` where the centres are the same point.
+    apart (columns where equal), but only where neither centre lies within the extent of the other box on that axis:
+    tissues that run through each other have no direction.
     """
     area_a, area_b = _area(a), _area(b)
     common = _common(a, b) / min(area_a, area_b)
@@ -177,11 +178,16 @@ def relation(a: Row, b: Row) -> str:
         return "overlaps"
     (ax, ay), (bx, by) = _centre(a["box"]), _centre(b["box"])
     dx, dy = ax - bx, ay - by
-    if dx == dy == 0:
-        return "concentric with"
-    if abs(dx) >= abs(dy):
+    axis = 0 if abs(dx) >= abs(dy) else 1
+    if _within((ax, ay)[axis], b["box"], axis) or _within((bx, by)[axis], a["box"], axis):
+        return None
+    if axis == 0:
         return "left of" if dx < 0 else "right of"
     return "above" if dy < 0 else "below"
+
+
+def _within(centre: float, box: list[int], axis: int) -> bool:
+    return box[axis] < centre < box[axis + 2]
 
 
 def _centre(box: list[int]) -> tuple[float, float]:

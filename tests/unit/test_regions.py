@@ -137,6 +137,6 @@ def test_relations_use_masks_where_boxes_would_mislead():
     ring[5:25, 5:25] = False
     core = masked(slice(10, 20), slice(10, 20))
     around = row(Region("ring", "organ", mask=ring))
-    assert relation(row(core), around) == "concentric with"
+    assert relation(row(core), around) is None
     box = row(Region("mark", "lesion", box=(1, 1, 4, 4)))
     assert relation(box, around) == "inside"
