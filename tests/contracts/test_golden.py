@@ -1,7 +1,8 @@
 """Output may move only together with a version: golden hashes of what every stage makes of the generated sources.
 
 Hashes are over rows, not over files, without the encoded pixels. The sources are written by the pinned Pillow and
-nibabel: other releases may give other bytes, and with them other ids. To accept a change, move the stage's (or the decoder's) VERSION and run with MEDLOOM_GOLDEN=write.
+nibabel: other releases may give other bytes, and with them other ids. To accept a change, move the stage's (or the
+decoder's) VERSION and run with MEDLOOM_GOLDEN=write.
 """
 
 from __future__ import annotations
