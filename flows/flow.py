@@ -31,7 +31,7 @@ from catalog.catalog import query, reader
 from flows import build as work
 from flows.plan import Chain
 from flows.recipe import find_recipe, load_recipe
-from flows.serve import served
+from flows.server import served
 from infra.errors import MedloomError
 from infra.runner import Runner, open_runner
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flows.build import prepare, up_to_date
 from flows.recipe import find_recipe, load_recipe
-from flows.serve import answers, portable, served, server
+from flows.server import answers, portable, served, server
 from infra.errors import ConfigError, MedloomError
 
 

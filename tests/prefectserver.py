@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from sources import make_all
 
-from flows.serve import _free, served
+from flows.server import _free, served
 
 SECRET = "sk-planted-0815-never-to-be-seen"
 MEDLOOM = (sys.executable, "-c", "from flows.cli import main; main()")
@@ -178,7 +178,7 @@ def serving(root: Path) -> Iterator[Server]:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 raise
-        assert not (left := [c for pid in family if (c := command(pid))]), left
+        wait_for("its processes have ended", 30, lambda: not any(map(command, family)))
         assert "Traceback" not in (root / "serve.log").read_text(), (root / "serve.log").read_text()
 
 

@@ -249,7 +249,7 @@ def test_the_server_and_the_reports_listen_on_loopback_only(medloom_server: Serv
 
 def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom flows.serve import server\n"
+        "import os, signal\nfrom pathlib import Path\nfrom flows.server import server\n"
         f"with server(Path({str(tmp_path)!r}), ui=False) as api:\n"
         "    print(api, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
