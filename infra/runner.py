@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -169,7 +170,8 @@ class RayRunner:
 
     def __enter__(self) -> RayRunner:
         be_quiet()
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's ports run whatever is sent to them
+        if "ray" not in sys.modules:  # Ray reads it once; by then its default, the same for a local cluster, stands
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # its ports run whatever is sent to them
         import ray
 
         if self._address:
