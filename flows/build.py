@@ -80,16 +80,48 @@ def groups(plan: Plan) -> list[Sequence[Chain]]:
     return [busy[i : i + size] for i in range(0, len(busy), size)]
 
 
+class Run:
+    """The units of a build under way: one stream over all groups, so that no worker waits where one group ends.
+
+    `finish(i)` runs until the units of group i have ended; units of later groups run meanwhile. Raises ConfigError at
+    once; bugs are gathered in `progress`.
+    """
+
+    def __init__(
+        self, groups: Sequence[Sequence[Chain]], recipe: Recipe, home: Path, runner: Runner, progress: Progress,
+        tell: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._progress, self._tell = progress, tell
+        self._left = [sum(len(chain.todo) for chain in group) for group in groups]
+        self._group = {_place(chain): index for index, group in enumerate(groups) for chain in group}
+        self._bugs: list[list[str]] = [[] for _ in groups]
+        self._ended = runner.run(_steps([chain for group in groups for chain in group], recipe, home))
+
+    def finish(self, index: int) -> Sequence[str]:
+        """Run until the units of this group have ended; returns its bugs."""
+        while self._left[index] > 0:
+            done = next(self._ended)
+            if done.fatal:
+                raise done.fatal
+            self._progress.add(done)
+            group = self._group[done.step.id.rpartition("/")[0]]
+            self._left[group] -= 1 + done.skipped
+            if done.error:
+                self._bugs[group].append(f"{done.step.id}: {done.error}")
+            self._tell(self._progress)
+        return self._bugs[index]
+
+
 def run_chains(
     chains: Sequence[Chain], recipe: Recipe, home: Path, runner: Runner, progress: Progress,
     tell: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """Run the chains' units on the runner and keep count. Raises ConfigError at once; bugs are gathered."""
-    for done in runner.run(_steps(chains, recipe, home)):
-        if done.fatal:
-            raise done.fatal
-        progress.add(done)
-        tell(progress)
+    """Run the units of these chains to their end."""
+    Run([chains], recipe, home, runner, progress, tell).finish(0)
+
+
+def _place(chain: Chain) -> str:
+    return f"{chain.partition.source}/{chain.partition.name}"
 
 
 def _steps(chains: Sequence[Chain], recipe: Recipe, home: Path) -> Iterator[list[Step]]:

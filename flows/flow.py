@@ -80,10 +80,11 @@ def build(
         try:
             tell = _Teller(client, progress)
             with _opened(runner) as running:
-                for group in work.groups(plan):
+                groups = work.groups(plan)
+                run = work.Run(groups, steps, root, running, progress, tell)
+                for index, group in enumerate(groups):
                     try:
-                        run = partial(_run_group, group, steps, root, running, progress, tell)
-                        _task("partitions", _group_name(group), run)
+                        _task("partitions", _group_name(group), partial(_finish, run, index))
                     except work.BuildError as error:
                         log.error("%s", error)  # the other groups still run; the commit will refuse
             made = _task("commit", "check and commit", partial(work.commit, plan, progress, steps, root))
@@ -116,18 +117,14 @@ def _task(name: str, run_name: str, call: Callable[[], T]) -> T:
     return result[0]
 
 
-def _run_group(
-    group: Sequence[Chain], steps: Any, home: Path, running: Runner, progress: work.Progress,
-    tell: Callable[[work.Progress], None],
-) -> None:
-    before = len(progress.errors)
+def _finish(run: work.Run, index: int) -> None:
     try:
-        work.run_chains(group, steps, home, running, progress, tell)
+        bugs = run.finish(index)
     except SystemError as error:
         if isinstance(error.__cause__, TerminationSignal):  # Ray wraps what a signal raises while it waits
             raise error.__cause__ from None
         raise
-    if bugs := progress.errors[before:]:
+    if bugs:
         raise work.BuildError(f"{len(bugs)} units stopped on a bug; first:\n{bugs[0]}")
 
 

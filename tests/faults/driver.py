@@ -16,8 +16,7 @@ def main(recipe: Path, home: Path) -> None:
     progress = work.Progress(plan.todo)
     print(f"todo {plan.todo}", flush=True)
     with RayRunner(cpus=2) as runner:
-        for group in work.groups(plan):
-            work.run_chains(group, steps, home, runner, progress, lambda p: print(f"done {p.done}", flush=True))
+        work.run_chains(plan.chains, steps, home, runner, progress, lambda p: print(f"done {p.done}", flush=True))
     print(f"snapshot {work.commit(plan, progress, steps, home).number}", flush=True)
 
 

@@ -174,7 +174,9 @@ def _rescaled(s: Slice, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32],
     slope, intercept = number(group, "RescaleSlope"), number(group, "RescaleIntercept")
     if not slope or intercept is None:
         return raw.astype(np.float32), False
-    return (raw * np.float64(slope) + intercept).astype(np.float32), True
+    values = raw * np.float64(slope)
+    values += intercept
+    return values.astype(np.float32), True
 
 
 def _extent(s: Slice, raw: npt.NDArray[Any], values: npt.NDArray[np.float32], rescaled: bool) -> Window:

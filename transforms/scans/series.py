@@ -178,7 +178,7 @@ def stacks(slices: Sequence[Slice]) -> list[Stack]:
     in_order = sorted(slices, key=_order)
     made = [Stack((s,), True) for s in in_order if s.mosaic]
     for alike in _alike(s for s in in_order if not s.mosaic):
-        if not _could_be_scan(alike[0]):
+        if len(alike) == 1 or not _could_be_scan(alike[0]):
             made += [Stack((s,), False) for s in alike]
             continue
         for part in _told_apart(alike, TELLS_APART):
@@ -258,7 +258,7 @@ def _directions(cosines: tuple[float, ...] | None) -> tuple[Vector | None, Vecto
     if cosines is None:
         return None, None
     pair = np.array(cosines).reshape(2, 3)
-    if not np.allclose(pair @ pair.T, np.eye(2), atol=0.01):
+    if np.abs(pair @ pair.T - np.eye(2)).max() > 0.01:
         return None, None
     pair /= np.linalg.norm(pair, axis=1, keepdims=True)
     return pair[0], pair[1]
