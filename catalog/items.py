@@ -28,6 +28,11 @@ class Partition:
     contents: tuple[tuple[str, str], ...]
 
     @property
+    def place(self) -> str:
+        """SOURCE/NAME, for people and for names of work."""
+        return f"{self.source}/{self.name}"
+
+    @property
     def key(self) -> str:
         return key("partition", self.source, self.name, sorted(map(list, self.contents)))
 

@@ -93,7 +93,7 @@ class Run:
     ) -> None:
         self._progress, self._tell = progress, tell
         self._left = [sum(len(chain.todo) for chain in group) for group in groups]
-        self._group = {_place(chain): index for index, group in enumerate(groups) for chain in group}
+        self._group = {chain.partition.place: index for index, group in enumerate(groups) for chain in group}
         self._bugs: list[list[str]] = [[] for _ in groups]
         self._ended = runner.run(_steps([chain for group in groups for chain in group], recipe, home))
 
@@ -107,7 +107,7 @@ class Run:
             group = self._group[done.step.id.rpartition("/")[0]]
             self._left[group] -= 1 + done.skipped
             if done.error:
-                self._bugs[group].append(f"{done.step.id}: {done.error}")
+                self._bugs[group].append(self._progress.errors[-1])
             self._tell(self._progress)
         return self._bugs[index]
 
@@ -120,17 +120,13 @@ def run_chains(
     Run([chains], recipe, home, runner, progress, tell).finish(0)
 
 
-def _place(chain: Chain) -> str:
-    return f"{chain.partition.source}/{chain.partition.name}"
-
-
 def _steps(chains: Sequence[Chain], recipe: Recipe, home: Path) -> Iterator[list[Step]]:
     for chain in chains:
         yield [_step(unit, home, recipe.checks.max_failed) for unit in chain.todo]
 
 
 def _step(unit: Unit, home: Path, max_failed: float) -> Step:
-    name = f"{unit.partition.source}/{unit.partition.name}/{unit.stage}"
+    name = f"{unit.partition.place}/{unit.stage}"
     payload = (unit, str(home.resolve()), max_failed)
     if not isinstance(unit, StageUnit):
         return Step(name, _do, payload)

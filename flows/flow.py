@@ -129,7 +129,7 @@ def _finish(run: work.Run, index: int) -> None:
 
 
 def _group_name(group: Sequence[Chain]) -> str:
-    first = f"{group[0].partition.source}/{group[0].partition.name}"
+    first = group[0].partition.place
     return first if len(group) == 1 else f"{first} and {len(group) - 1} more"
 
 

@@ -110,8 +110,7 @@ class StageUnit:
         for unit in self.upstream:
             entry = find(home, self.partition.source, unit.stage, self.partition.name, unit.key)
             if entry is None or entry.attempt != unit.attempt:
-                where = f"{self.partition.source}/{self.partition.name}"
-                raise FileNotFoundError(f"{unit.stage} of {where} has no manifest; run the build again")
+                raise FileNotFoundError(f"{unit.stage} of {self.partition.place} has no manifest; run the build again")
             found.append(entry)
         return found
 
@@ -226,4 +225,4 @@ class _Books:
 
     @property
     def _where(self) -> str:
-        return f"{type(self._unit.work).__name__} over {self._unit.partition.source}/{self._unit.partition.name}"
+        return f"{type(self._unit.work).__name__} over {self._unit.partition.place}"
