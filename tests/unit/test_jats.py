@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors.jats import Figure, parse_article
+from connectors.pmc.jats import Figure, parse_article
 from infra.errors import Terminal
 
 EXAMPLE = Path(__file__).parents[2] / "flows/recipes/data/article/article.nxml"

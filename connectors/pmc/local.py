@@ -1,61 +1,31 @@
-"""Articles of PubMed Central, preprint servers and publishers: JATS XML with its figure files, in folders or archives.
+"""Articles in folders and archives of this machine: JATS XML with its figure files, listed figure by figure.
 
 Read are folders (an .xml or .nxml with the pictures beside or below it), PMC's oa_package .tar.gz, publishers' and
 preprint servers' .zip and .meca. A picture belongs to a figure because the graphic's href names it, never because of
-its place. The invariant: every figure of every article is an item, with its picture or with the reason why there is
-none; an article without figures, or one that cannot be read, is one item that says so.
-
->>> for partition in list_partitions("pmc", Params(root="/data/oa_package"), FileIndex(None)):
-...     for item in read(partition, Params(root="/data/oa_package")):
-...         print(item.id, item.error or [text.kind for text in item.texts])
-PMC12419688.tar.gz#koaf197-F1 ['original_caption', 'mention']
-
-What counts as a figure says connectors/jats.py; a table counts where the article gives an image of it. An item is one
-picture of one figure: ARTICLE#FIGURE, and ARTICLE#FIGURE/HREF where a figure has several.
+its place. The invariant: every figure of every article is listed, with its picture or with the reason why there is
+none; an article without figures, or one that cannot be read, is one entry that says so.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from catalog.items import Item, Licences, Partition, Text
+from catalog.items import Item, Partition
 from connectors.archives import is_archive, members
-from connectors.jats import Article, Figure, parse_article
-from infra.errors import ConfigError, Dropped, ItemError, Terminal, Transient
+from connectors.pmc.articles import Params, entries, failed_item, figure_item
+from connectors.pmc.files import Shelves
+from connectors.pmc.jats import Article, parse_article
+from infra.errors import ConfigError, ItemError, Terminal, Transient
 from infra.fileindex import FileIndex
 from infra.keys import key, sha256, split_by_key
 from infra.storage import resolve, walk
 
-NAME = "pmc"
-VERSION = "1"
-REQUIRES = {"lxml": "lxml"}
-
 PROBE = "pmc-1"
 """Name of this module's answers in the file index; it changes when `_outline` or the join does."""
-WEB = (".jpg", ".jpeg", ".png", ".gif", ".webp")
-PICTURES = (*WEB, ".tif", ".tiff", ".bmp", ".jp2", ".eps", ".svg", ".pdf", ".wmf", ".emf")
-"""Suffixes that an href may lack or have instead; the former are taken first. Others must be named in the href."""
-DROPPED = ("NO_FIGURES", "NO_GRAPHIC", "TABLE_IMAGE")
-
-
-class Params(BaseModel):
-    """Where the articles are, and which of their figures are wanted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    root: str = Field(description="folder or archive, or pkg:PACKAGE/PATH; ~ and $VARIABLES are expanded")
-    capacity: int = Field(20, ge=1, description="articles a partition; versions of one article are never divided")
-    tables_as_images: bool = Field(True, description="take images of tables too; false: they are dropped, and counted")
-    modality: str | None = Field(None, description="says the modality of every figure, where all have the same")
-
-
 def list_partitions(source: str, params: Params, since: FileIndex) -> Iterator[Partition]:
     """Partitions of at most `capacity` articles. Files that `since` knows are not opened.
 
@@ -81,11 +51,11 @@ def read(partition: Partition, params: Params) -> Iterator[Item]:
         try:
             article, load = _open(refs) if any("code" not in ref for ref in refs) else (None, None)
         except ItemError as error:
-            yield from (_failed(ref, error) for ref in refs)
+            yield from (failed_item(ref, error) for ref in refs)
             continue
         for ref in refs:
             if article is None or load is None or "code" in ref:
-                yield _failed(ref, _listed_error(ref))
+                yield failed_item(ref)
             else:
                 yield _item(ref, article, load, params)
 
@@ -98,7 +68,7 @@ def _documents(root: Path, since: FileIndex) -> Iterator[dict[str, Any]]:
     paths = {path.name if root.is_file() else path.relative_to(root).as_posix(): path for path in walk(root)}
     articles = {name: _of_file(path, since) for name, path in paths.items() if _is_xml(name)}
     articles = {name: found for name, found in articles.items() if found.get("code") != "NOT_JATS"}
-    shelves = _Shelves(articles, {name: path.stat().st_size for name, path in paths.items()})
+    shelves = Shelves(articles, {name: path.stat().st_size for name, path in paths.items()})
     for name, found in articles.items():
         _join(name, found, shelves, lambda file: _hash(paths[file], since))
         for graphic in _graphics(found):
@@ -147,7 +117,7 @@ def _look_inside(data: bytes) -> dict[str, Any]:
         articles = {name: one for name, one in found.items() if one.get("code") != "NOT_JATS"}
         if not articles:
             raise Terminal("NO_ARTICLE", f"no JATS article among its {len(entries)} files; leave the archive out")
-        shelves = _Shelves(articles, {entry.name: entry.size for entry in entries})
+        shelves = Shelves(articles, {entry.name: entry.size for entry in entries})
         for name, one in articles.items():
             _join(name, one, shelves, lambda file: file)
         wanted = {graphic["file"] for one in articles.values() for graphic in _graphics(one)}
@@ -174,76 +144,6 @@ def _outline(xml: bytes) -> dict[str, Any]:
     return {"id": article.row["article_id"], "version": article.row["version"], "figures": figures}
 
 
-class _Shelves:
-    """The files that an article may name: those in its folder and below, as far as no other article is nearer.
-
-    Where articles share a folder, what lies below it belongs to the article that the subfolder is named after.
-    """
-
-    def __init__(self, articles: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
-        self.sizes = sizes
-        self._sharing = Counter(_folder(name) for name, found in articles.items() if "code" not in found)
-        self._shelves: dict[tuple[str, str], list[str]] = {}
-        for name in sizes:
-            for known_as in _keys(name):
-                self._shelves.setdefault((self._shelf(name), known_as), []).append(name)
-
-    def owned(self, name: str) -> bool:
-        """Whether the file lies in the folder of an article or below."""
-        return self._shelf(name) in self._sharing
-
-    def named(self, article: str, href: str) -> list[str]:
-        """The files that an href names, with or without the suffix of a picture; only those at its path if any are."""
-        folder = _folder(article)
-        found = {name for known_as in _keys(href) for name in self._shelves.get((folder, known_as), ())}
-        if self._sharing[folder] > 1:
-            own = f"{PurePosixPath(folder, PurePosixPath(article).stem)}/"
-            found = {name for name in found if _folder(name) == folder or name.startswith(own)}
-        at_path = {name for name in found if f"/{_bare(name)}".endswith(f"/{_bare(href)}")}
-        return sorted(at_path or found)
-
-    def _shelf(self, name: str) -> str:
-        folder = _folder(name)
-        while folder not in self._sharing and folder != ".":
-            folder = _folder(folder)
-        return folder
-
-
-def _folder(name: str) -> str:
-    return str(PurePosixPath(name).parent)
-
-
-def _bare(name: str) -> str:
-    """A path in lower case without the suffix of a picture."""
-    name = name.lower().removeprefix("./")
-    return name.removesuffix(suffix) if (suffix := PurePosixPath(name).suffix) in PICTURES else name
-
-
-def _keys(name: str) -> set[str]:
-    """What a file or an href is known by: the last part of its path, and that without the suffix of a picture."""
-    last = name.lower().rpartition("/")[2]
-    return {last, _bare(last)}
-
-
-def _join(article: str, found: dict[str, Any], shelves: _Shelves, hash_of: Callable[[str], str]) -> None:
-    """Give each graphic of an outline its "file", or None, and the file's "sha256"."""
-    for graphic in _graphics(found):
-        named = [name for href in graphic["hrefs"] for name in shelves.named(article, href)]
-        best = min(named, key=lambda name: (_rank(name), -shelves.sizes[name], name), default=None)
-        graphic |= {"file": best, "sha256": hash_of(best) if best else ""}
-
-
-def _rank(name: str) -> int:
-    """Web formats first, then what becomes a PNG, then what is no raster image at all."""
-    suffix = PurePosixPath(name).suffix.lower()
-    return 0 if suffix in WEB else 1 + PICTURES.index(suffix) if suffix in PICTURES else 1
-
-
-def _graphics(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for figure in found.get("figures", ()):
-        yield from figure["graphics"]
-
-
 def _is_xml(name: str) -> bool:
     return name.lower().endswith((".xml", ".nxml"))
 
@@ -263,31 +163,25 @@ def _refs(document: Mapping[str, Any], params: Params) -> list[dict[str, Any]]:
         return [{**same, "id": document["name"], "code": document["code"], "message": document["message"]}]
     refs = [
         {**same, "figure": figure["key"], **one}
-        for figure in document["figures"] for one in _of_figure(document["name"], figure, params)
+        for figure in document["figures"] for one in entries(document["name"], figure, params)
     ]
     return refs or [{**same, "id": document["name"], "code": "NO_FIGURES", "message": "the article has no figures"}]
 
 
-def _of_figure(article: str, figure: Mapping[str, Any], params: Params) -> Iterator[dict[str, Any]]:
-    name, graphics = f"{article}#{figure['key']}", figure["graphics"]
-    if not graphics:
-        yield {"id": name, "code": "NO_GRAPHIC", "message": "the figure has no graphic: a video, or text only"}
-    for number, graphic in enumerate(graphics, 1):
-        hrefs = graphic["hrefs"]
-        stems = [PurePosixPath(other["hrefs"][0]).stem for other in graphics]
-        stem = stems[number - 1] if stems.count(stems[number - 1]) == 1 else str(number)
-        one = {"id": name if len(graphics) == 1 else f"{name}/{stem}"}
-        if figure["kind"] == "table-wrap" and not params.tables_as_images:
-            yield {**one, "code": "TABLE_IMAGE", "message": "an image of a table; tables_as_images is off"}
-        elif graphic["file"] is None:
-            looked = f"no file {' or '.join(hrefs)}, with this or another suffix of a picture, beside the XML or below"
-            yield {**one, "code": "FILE_MISSING", "message": f"{looked}; fetch the article's files"}
-        else:
-            yield {**one, "file": graphic["file"], "sha256": graphic["sha256"]}
-
-
 def _content(ref: Mapping[str, Any]) -> str:
     return key(ref["xml_sha256"], ref.get("sha256", ""))
+
+
+def _join(article: str, found: dict[str, Any], shelves: Shelves, hash_of: Callable[[str], str]) -> None:
+    """Give each graphic of an outline its "file", or None, and the file's "sha256"."""
+    for graphic in _graphics(found):
+        best = shelves.best(article, graphic["hrefs"])
+        graphic |= {"file": best, "sha256": hash_of(best) if best else ""}
+
+
+def _graphics(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for figure in found.get("figures", ()):
+        yield from figure["graphics"]
 
 
 # reading
@@ -329,44 +223,9 @@ def _check(data: bytes, digest: str) -> None:
 
 
 def _item(ref: Mapping[str, Any], article: Article, load: Load, params: Params) -> Item:
-    figure = next(figure for figure in article.figures if figure.key == ref["figure"])
     try:
         data = load(ref)
         _check(data, ref["sha256"])
     except Transient as error:
-        return _failed(ref, error)
-    address = f"https://pmc.ncbi.nlm.nih.gov/articles/{article.pmcid}" if article.pmcid else None
-    doi = article.row["doi"]
-    facts = {
-        "article": article.row,
-        "source_uri": address or (f"https://doi.org/{doi}" if doi else None),
-        "source_version": article.row["version"],
-        "figure_label": figure.label,
-        "modality": params.modality,
-    }
-    return Item(
-        ref["id"], "figure", ref["group"], {"main": data}, patient=ref["group"], texts=_texts(figure),
-        licences=_licences(figure, article), facts={name: fact for name, fact in facts.items() if fact is not None},
-    )
-
-
-def _texts(figure: Figure) -> tuple[Text, ...]:
-    caption = " ".join(filter(None, (figure.title, figure.caption)))
-    captions = (Text("original_caption", caption, figure.language),) if caption else ()
-    return captions + tuple(Text("mention", mention, figure.language) for mention in figure.mentions)
-
-
-def _licences(figure: Figure, article: Article) -> Licences | None:
-    """What the XML says; None where it says nothing at all, so that the recipe may."""
-    evidence = "; ".join(dict.fromkeys(filter(None, (figure.licence.evidence, article.licence.evidence))))
-    return Licences(figure.licence.code, article.licence.code, None, evidence) if evidence else None
-
-
-def _failed(ref: Mapping[str, Any], error: ItemError) -> Item:
-    return Item(ref["id"], "figure", ref["group"], {}, patient=ref["group"], error=error)
-
-
-def _listed_error(ref: Mapping[str, Any]) -> ItemError:
-    if ref["code"] == "SOURCE_UNREADABLE":
-        return Transient(ref["code"], ref["message"])
-    return (Dropped if ref["code"] in DROPPED else Terminal)(ref["code"], ref["message"])
+        return failed_item(ref, error)
+    return figure_item(ref, article, data, params)
