@@ -179,6 +179,8 @@ def _prepare(con: Any) -> None:
     for layer in LAYERS.values():
         con.register("empty", _metadata(layer).empty_table())
         con.execute(f"CREATE TABLE IF NOT EXISTS {layer.name}_rows AS SELECT *, NULL::VARCHAR AS shard FROM empty")
+        for name, kind, *_ in con.execute("DESCRIBE SELECT * FROM empty").fetchall():  # a catalog of an older schema
+            con.execute(f'ALTER TABLE {layer.name}_rows ADD COLUMN IF NOT EXISTS "{name}" {kind}')
         con.unregister("empty")
         # the rejects of a quarantined unit must be seen, its rows must not
         hidden = "" if layer.name == "rejects" else "WHERE NOT u.quarantined"
@@ -213,14 +215,13 @@ def _insert(con: Any, table: str, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _load(con: Any, home: Path, layer: Layer, paths: Sequence[str]) -> None:
-    """Copy the metadata columns of these shards into the layer's table."""
+    """Copy the metadata columns of these shards into the layer's table; those that older ones lack are null."""
     if paths:
-        columns = ", ".join(f'"{name}"' for name in _metadata(layer).names)
         prefix = len(str(home.resolve())) + 2
         con.execute(
-            f"INSERT INTO {layer.name}_rows SELECT {columns}, substr(filename, {prefix}) "
-            "FROM read_parquet(?, filename=true)",
-            [[str(home.resolve() / p) for p in paths]],
+            f"INSERT INTO {layer.name}_rows BY NAME SELECT COLUMNS(c -> list_contains(?, c)), "
+            f"substr(filename, {prefix}) AS shard FROM read_parquet(?, filename=true, union_by_name=true)",
+            [_metadata(layer).names, [str(home.resolve() / p) for p in paths]],
         )
 
 
@@ -233,7 +234,7 @@ def _metadata(layer: Layer) -> pa.Schema:
             return pa.struct([pa.field(f.name, plain(f.type)) for f in kind])
         return kind
 
-    return pa.schema([pa.field(f.name, plain(f.type)) for f in layer.schema if f.name != "image"])
+    return pa.schema([pa.field(f.name, plain(f.type)) for f in layer.fields if f.indexed])
 
 
 def _unit_row(path: str, m: Manifest) -> tuple[Any, ...]:

@@ -99,6 +99,9 @@ class Item:
     decoders that ask for it, "label_table": label value -> name, and "article": a row of the layer `articles`."""
     error: Exception | None = None
     """An ItemError met while reading; the item then carries no usable files and becomes a reject."""
+    inside: str | None = None
+    """The entry of the partition in which it was found, where the listing could not know the items: an article of an
+    archive of millions, say. In the books the items take the place of their entry. None: the item is the entry."""
     hashes: Mapping[str, str] = field(default_factory=dict)
     """role -> SHA-256 of its file, where the connector computed it anyway to see that the file had not changed"""
 

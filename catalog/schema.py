@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 """Schema version, recorded in every manifest; it moves when a field changes its meaning or type."""
 
 STR, I32, F32, F64, BOOL = pa.string(), pa.int32(), pa.float32(), pa.float64(), pa.bool_()
@@ -35,6 +35,8 @@ class Field:
     type: pa.DataType
     doc: str
     required: bool = False
+    indexed: bool = True
+    """copied into the catalog; what is large stays in the shards alone"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ _LAYERS = (
     Layer("images", "a sample: one 2-D image, its pixels stored once", ("sample_id",), (
         SAMPLE,
         Field("image", IMAGE, "encoded pixels: the original bytes of a web format, else lossless PNG; path is a name "
-              "for exports, never a place on disk", True),
+              "for exports, never a place on disk", True, indexed=False),
         Field("width", I32, "columns of the stored image, pixels", True),
         Field("height", I32, "rows of the stored image, pixels", True),
         Field("source", STR, "name of the source in the recipe", True),
@@ -90,6 +92,10 @@ _LAYERS = (
         Field("source_uri", STR, "public address of the item where there is one"),
         Field("source_version", STR, "version of the item as its source states it (article version, release)"),
         Field("group_id", STR, "patient, article or video, pseudonymous: never split across train and test", True),
+        Field("article_id", STR, "the publication it is a figure of: articles.article_id"),
+        Field("parent_id", STR, "the sample it was cut from, for a panel of a compound figure"),
+        Field("parent_box", _list(I32, 4), "where it lies in its parent: x0, y0, x1, y1 in pixels of the parent's "
+              "stored image, half-open"),
         Field("modality", STR, "DICOM modality code (CT, MR, DX, CR, US, XC …) or a word of vocabulary.yaml"),
         Field("anatomy", STR, "body region in plain words, as stated by the source"),
         Field("view", STR, "axial, coronal, sagittal, PA, lateral …"),
@@ -135,8 +141,15 @@ _LAYERS = (
         Field("pmid", STR, "PubMed id"),
         Field("doi", STR, "DOI"),
         Field("keywords", _list(STR), "keywords and MeSH terms the article gives"),
-        Field("licence", STR, "licence as an SPDX-like code; null: unknown"),
+        Field("article_type", STR, "research-article, case-report, review-article … in the article's own words"),
+        Field("subjects", _list(STR), "subject headings the publisher gives"),
+        Field("abstract", STR, "the abstract as running text"),
+        Field("body", STR, "the text without figures, tables and references, a blank line between paragraphs",
+              indexed=False),
+        Field("licence", STR, "licence as an SPDX-like code; null: unknown, also where article and archive differ"),
         Field("licence_evidence", STR, "the element or file and the words it was read from"),
+        Field("licence_stated", STR, "what the archive's own record says the licence is; null: it says nothing"),
+        Field("licence_agrees", BOOL, "article and archive state one licence; null: one of them is silent"),
         Field("retracted", BOOL, "retracted as far as the source says; null: unknown"),
     )),
     Layer("labels", "a fact the source states about a sample", ("sample_id", "label_id"), (

@@ -49,7 +49,7 @@ class ShardWriter:
             return
         if self._writer is None:
             schema = self._layer.schema.with_metadata({"medloom.schema": f"{self._layer.name}/{VERSION}"})
-            text = [f.name for f in schema if f.name not in ("image", "text", "message", "header")]
+            text = [f.name for f in schema if f.name not in ("image", "text", "message", "header", "abstract", "body")]
             self._writer = pq.ParquetWriter(
                 self._draft, schema, compression=_compression(schema), use_dictionary=text, write_page_index=True,
                 write_page_checksum=True, store_schema=True,

@@ -76,9 +76,9 @@ def locate(recipe: str, item: str, home: Path, changes: Sequence[str]) -> Iterat
         for source in loaded.sources:
             work = ingest_of(source)
             for part in load("connector", source.use).list_partitions(source.name, source.params, index):
-                names = work.names(part, home)
+                names = work.names((own for own, _ in part.contents), home)
                 for ref, (own, _) in zip(part.refs, part.contents, strict=True):
-                    if names[own] == item:
+                    if names[own] == item or item.startswith(f"{own}#"):
                         found = True
                         yield f"{source.name}: {own}  ({ref.get('path') or source.params.root})"
     if not found:

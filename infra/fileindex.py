@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,9 +46,20 @@ class FileIndex:
         self._path = path
         self._known: dict[tuple[str, str], tuple[Stamp, str]] = {}
         self._new: set[tuple[str, str]] = set()
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._load(path)
+
+    def folder(self, name: str) -> Path:
+        """A folder for a memory of another form, beside the index; losing it costs time, never correctness."""
+        if self._path is not None:
+            place = self._path.parent / name
+        else:
+            self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="medloom-")
+            place = Path(self._scratch.name) / name
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def sha256(self, path: Path) -> str:
         """SHA-256 of the file's bytes, in hex; the file is read in pieces. Raises OSError."""

@@ -68,22 +68,24 @@ class Ingest:
         """The parameters that decide the rows."""
         return {"ingest": self.params.model_dump(mode="json"), "terms": self.terms.model_dump(mode="json")}
 
-    def names(self, partition: Partition, home: Path) -> dict[str, str]:
+    def names(self, items: Iterable[str], home: Path) -> dict[str, str]:
         """Item id -> what rows call it: file names may hold a patient's, so private ones are pseudonyms too."""
-        ids = [item for item, _ in partition.contents]
         if self.terms.identifiers == "public":
-            return dict(zip(ids, ids, strict=True))
+            return {item: item for item in items}
         secret = self._secret(home)
-        return {item: pseudonym(secret, "item", item) for item in ids}
+        return {item: pseudonym(secret, "item", item) for item in items}
 
     def outcomes(self, partition: Partition, home: Path) -> Iterator[Outcome]:
         """Read the partition's items and yield rows in batches of bounded size."""
         hide = partial(pseudonym, self._secret(home))
-        batch = _Batch(self, self.names(partition, home))
+        batch = _Batch(self, self.names((entry for entry, _ in partition.contents), home))
         items = load("connector", self.connector).read(partition, self.connector_params)
         for (_, kind), run in groupby(items, lambda item: (item.group, item.kind)):
-            whole, refused = _readable(run)
-            batch.refuse(refused)
+            together = list(run)
+            inside = [item for item in together if item.inside is not None]
+            batch.names.update(self.names((item.id for item in inside), home))
+            whole, refused = _readable(together)
+            batch.meet(inside, refused)
             decode = load("decoder", kind).decode
             batch.add(whole, decode(whole, self.params, hide) if whole else ())
             if batch.full:
@@ -111,19 +113,23 @@ class _Batch:
     """Rows being gathered. `articles` outlives a batch: an article has one row, however many batches it spans."""
 
     ingest: Ingest
-    names: Mapping[str, str]
+    names: dict[str, str]
     articles: set[str] = field(default_factory=set)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
+    found: dict[str, list[str]] = field(default_factory=dict)
     bytes: int = 0
 
     @property
     def full(self) -> bool:
         return self.bytes > BATCH_BYTES or len(self.rows.get("images", ())) >= BATCH_ROWS
 
-    def refuse(self, rejects: Iterable[Reject]) -> None:
-        self.rejects.extend(rejects)
+    def meet(self, inside: Iterable[Item], refused: Iterable[Reject]) -> None:
+        """Take note of items found inside entries, and of those that could not be read."""
+        for item in inside:
+            self.found.setdefault(self.names[str(item.inside)], []).append(self.names[item.id])
+        self.rejects.extend(refused)
 
     def add(self, items: list[Item], decoded: Iterable[Decoded]) -> None:
         """Take what a decoder made of a group of items."""
@@ -153,8 +159,8 @@ class _Batch:
     def take(self) -> Outcome:
         tables = {layer: LAYERS[layer].table(rows) for layer, rows in self.rows.items()}
         kept = [self.names[item] for item in self.kept]
-        outcome = Outcome(tables, kept, [self._shown(reject) for reject in self.rejects])
-        self.rows, self.kept, self.rejects, self.bytes = {}, [], [], 0
+        outcome = Outcome(tables, kept, [self._shown(reject) for reject in self.rejects], self.found)
+        self.rows, self.kept, self.rejects, self.found, self.bytes = {}, [], [], {}, 0
         return outcome
 
     def _shown(self, reject: Reject) -> Reject:

@@ -57,6 +57,8 @@ class Outcome:
     tables: Mapping[str, pa.Table]
     kept: Sequence[str]
     rejects: Sequence[Reject] = ()
+    found: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """ingest only: entry of the partition -> the items it turned out to hold, which take its place in the books"""
 
 
 @dataclass(frozen=True)

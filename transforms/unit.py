@@ -62,7 +62,7 @@ class IngestUnit:
 
     def expected(self, home: Path) -> list[str]:
         """What must come out, one way or the other, beside what each batch names: the partition's items."""
-        return list(self.work.names(self.partition, home).values())
+        return list(self.work.names((entry for entry, _ in self.partition.contents), home).values())
 
     def outcomes(self, home: Path, state: Any) -> Iterator[tuple[list[str] | None, Outcome]]:
         for outcome in self.work.outcomes(self.partition, home):
@@ -186,11 +186,14 @@ class _Books:
     def __init__(self, unit: Unit, home: Path) -> None:
         self._unit = unit
         self._open = set(unit.expected(home))
+        self._found: set[str] = set()
         self._rejects: list[Reject] = []
         self.kept: list[str] = []
 
     def add(self, expected: Sequence[str] | None, outcome: Outcome) -> None:
         self._open.update(expected or ())
+        for entry, items in outcome.found.items():
+            self._replace(entry, items)
         out = [*outcome.kept, *(r.item for r in outcome.rejects)]
         twice = [item for item, times in Counter(out).items() if times > 1]
         strange = set(out) - self._open
@@ -201,6 +204,17 @@ class _Books:
             self._check_rows(outcome.tables, set(outcome.kept))
         self.kept.extend(outcome.kept)
         self._rejects.extend(outcome.rejects)
+
+    def _replace(self, entry: str, items: Sequence[str]) -> None:
+        """An entry of the partition gives way to the items found in it."""
+        if entry not in self._open and entry not in self._found:
+            raise BookkeepingError(f"{self._where}: items were found in {entry}, which was never put in")
+        again = [item for item, times in Counter(items).items() if times > 1 or item in self._found | self._open]
+        if again:
+            raise BookkeepingError(f"{self._where}: found twice {again[:3]}")
+        self._open.discard(entry)
+        self._open.update(items)
+        self._found.update([entry, *items])
 
     def rejected(self) -> list[dict[str, Any]]:
         """The rows of `rejects`; raises when something went in and never came out."""
@@ -217,6 +231,12 @@ class _Books:
         ]
 
     def _check_rows(self, tables: Mapping[str, pa.Table], kept: set[str]) -> None:
+        """Rows belong to samples that were kept, or that were cut from those."""
+        if "images" in tables:
+            cut, parents = (tables["images"][name].to_pylist() for name in ("sample_id", "parent_id"))
+            if loose := set(parents) - kept:
+                raise BookkeepingError(f"{self._where} wrote images that were cut from no sample it kept: {loose}")
+            kept = kept | set(cut)
         for layer, table in tables.items():
             if layer not in self._unit.writes:
                 raise BookkeepingError(f"{self._where} wrote {layer}, which it does not declare in `writes`")
