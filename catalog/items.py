@@ -73,6 +73,8 @@ class Text:
     kind: str
     text: str
     language: str = "en"
+    about: Text | None = None
+    """The text it answers or belongs to: an answer's question. Its row names that text as evidence."""
 
 
 @dataclass(frozen=True)

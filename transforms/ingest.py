@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from catalog.items import Item, Licences, Partition
+from catalog.items import Item, Licences, Partition, Text
 from catalog.schema import LAYERS
 from infra.errors import ItemError
 from infra.keys import key, pseudonym, sha256
@@ -82,10 +82,8 @@ class Ingest:
         items = load("connector", self.connector).read(partition, self.connector_params)
         for (_, kind), run in groupby(items, lambda item: (item.group, item.kind)):
             together = list(run)
-            inside = [item for item in together if item.inside is not None]
-            batch.names.update(self.names((item.id for item in inside), home))
-            whole, refused = _readable(together)
-            batch.meet(inside, refused)
+            batch.names.update(self.names((item.id for item in together if item.inside is not None), home))
+            whole = batch.readable(together)
             decode = load("decoder", kind).decode
             batch.add(whole, decode(whole, self.params, hide) if whole else ())
             if batch.full:
@@ -94,18 +92,6 @@ class Ingest:
 
     def _secret(self, home: Path) -> bytes:
         return PUBLIC_KEY if self.terms.identifiers == "public" else pseudonym_key(home)
-
-
-def _readable(run: Iterable[Item]) -> tuple[list[Item], list[Reject]]:
-    whole, refused = [], []
-    for item in run:
-        if isinstance(item.error, ItemError):
-            refused.append(Reject(item.id, item.error))
-        elif item.error is not None:
-            raise item.error
-        else:
-            whole.append(item)
-    return whole, refused
 
 
 @dataclass
@@ -125,11 +111,21 @@ class _Batch:
     def full(self) -> bool:
         return self.bytes > BATCH_BYTES or len(self.rows.get("images", ())) >= BATCH_ROWS
 
-    def meet(self, inside: Iterable[Item], refused: Iterable[Reject]) -> None:
-        """Take note of items found inside entries, and of those that could not be read."""
-        for item in inside:
-            self.found.setdefault(self.names[str(item.inside)], []).append(self.names[item.id])
-        self.rejects.extend(refused)
+    def readable(self, items: Iterable[Item]) -> list[Item]:
+        """The items that have files. The others are rejects, but what they say of their article is kept."""
+        whole = []
+        for item in items:
+            if item.inside is not None:
+                self.found.setdefault(self.names[item.inside], []).append(self.names[item.id])
+            if item.error is None:
+                whole.append(item)
+            elif isinstance(item.error, ItemError):
+                self.rejects.append(Reject(item.id, item.error))
+                if "article" in item.facts:
+                    self._article(item.facts["article"])
+            else:
+                raise item.error
+        return whole
 
     def add(self, items: list[Item], decoded: Iterable[Decoded]) -> None:
         """Take what a decoder made of a group of items."""
@@ -140,9 +136,7 @@ class _Batch:
                 case Refused(item, error):
                     refused[item] = error
                 case Article(row):
-                    if row["article_id"] not in self.articles:
-                        self.articles.add(row["article_id"])
-                        self._put("articles", {**row, "source": self.ingest.source})
+                    self._article(row)
                 case Volume(of, row):
                     self._put("volumes", {
                         **row, **self._licences(None), "source": self.ingest.source,
@@ -173,6 +167,11 @@ class _Batch:
 
     def _put(self, layer: str, row: dict[str, Any]) -> None:
         self.rows.setdefault(layer, []).append(row)
+
+    def _article(self, row: Mapping[str, Any]) -> None:
+        if row["article_id"] not in self.articles:
+            self.articles.add(row["article_id"])
+            self._put("articles", {**row, "source": self.ingest.source})
 
     def _volume_id(self, group: str, of_bytes: str) -> str:
         """Equal volumes of two series or items are two volumes, as equal pictures are two samples."""
@@ -220,10 +219,16 @@ class _Batch:
                 self._put("rois", row)
         for text in sample.texts:
             self._put("texts", {
-                "sample_id": made, "text_id": key(made, text.kind, text.text, "source"), "roi_ids": [],
-                "kind": text.kind, "language": text.language, "text": text.text, "evidence": [],
+                "sample_id": made, "text_id": _text_id(made, text), "roi_ids": [], "kind": text.kind,
+                "language": text.language, "text": text.text,
+                "evidence": [f"text:{_text_id(made, text.about)}"] if text.about else [],
                 "generator": "source", "licence": licences["licence_text"],
             })
+
+
+def _text_id(sample: str, text: Text) -> str:
+    """Equal answers to two questions are two texts."""
+    return key(sample, text.kind, text.text, "source", *([_text_id(sample, text.about)] if text.about else []))
 
 
 def sample_id(source: str, sample: Sample) -> str:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from catalog.items import Item, Partition
+from catalog.items import Item, Partition, Text
 from catalog.manifest import Manifest
 from catalog.schema import LAYERS
 from catalog.shards import read
@@ -138,3 +138,22 @@ def test_a_stage_that_forgets_a_sample_is_a_bug(tmp_path: Path, monkeypatch: pyt
 
     with pytest.raises(BookkeepingError, match="never came out"):
         run_unit(StageUnit("f", Forgetful(), unit.partition, unit.upstream, "2" * 24), str(tmp_path), 1.0, None)
+
+
+def test_answers_name_their_questions_and_equal_ones_stay_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Text("question", "Is it a liver?"), Text("question", "Is it bright?")
+    texts = (first, Text("answer", "yes", about=first), second, Text("answer", "yes", about=second))
+    one = Item("a", "image", "a", {"main": png(1)}, texts=texts)
+    made = ingested(tmp_path, {"a": [one]}, monkeypatch)
+    rows = read(tmp_path, made.shards, "texts").to_pylist()
+    by_id = {row["text_id"]: row["text"] for row in rows}
+    assert len(by_id) == 4
+    told = [by_id[row["evidence"][0].removeprefix("text:")] for row in rows if row["kind"] == "answer"]
+    assert told == ["Is it a liver?", "Is it bright?"]
+
+
+def test_an_article_whose_every_figure_failed_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"article_id": "PMC1", "title": "All pictures are lost"}
+    gone = Item("a#1", "figure", "a", {}, inside="a", error=Terminal("FILE_MISSING", "gone"), facts={"article": row})
+    made = ingested(tmp_path, {"a": [gone]}, monkeypatch)
+    assert [r["title"] for r in read(tmp_path, made.shards, "articles").to_pylist()] == ["All pictures are lost"]
