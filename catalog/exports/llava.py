@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from catalog.exports import CAPTION_KINDS, Counts
 from catalog.selection import Row
+from infra.keys import sha256
 
 NAME = "llava"
 REQUIRES: dict[str, str] = {}
 TOKEN = "<image>"
+INSTRUCTIONS = Path(__file__).with_name("instructions.yaml")
+BRIEF_WORDS = 30
+"""Answers of fewer words get a question that asks for a brief one."""
 
 
 class Params(BaseModel):
@@ -29,6 +35,10 @@ class Params(BaseModel):
 
     caption: tuple[str, ...] = Field(CAPTION_KINDS, description="kinds of text for the first answer")
     question: str = Field("Describe this image.", description="the first human turn, after <image>")
+    vary: bool = Field(
+        False, description="draw the first human turn from instructions.yaml instead, by the sample's id: a brief one "
+        "before answers of under 30 words, a detailed one before longer ones",
+    )
     region_question: str = Field("What is in the region {box}?", description="the human turn before a region's text")
     regions: bool = Field(True, description="add a turn for each text about one region")
 
@@ -62,13 +72,25 @@ def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
 
 
 def _turns(row: Row, caption: str, params: Params) -> list[dict[str, str]]:
-    turns = [("human", f"{TOKEN}\n{params.question}"), ("gpt", _safe(caption))]
+    question = _instruction(row.id, caption) if params.vary else params.question
+    turns = [("human", f"{TOKEN}\n{question}"), ("gpt", _safe(caption))]
     boxes = {roi["roi_id"]: roi["box"] for roi in row.rois}
     for text in row.texts if params.regions else ():
         if text["kind"] == "region" and len(text["roi_ids"]) == 1 and text["roi_ids"][0] in boxes:
             turns.append(("human", params.region_question.replace("{box}", _box(boxes[text["roi_ids"][0]], row.image))))
             turns.append(("gpt", _safe(text["text"])))
     return [{"from": who, "value": value} for who, value in turns]
+
+
+def _instruction(sample: str, answer: str) -> str:
+    kind = _instructions()["brief" if len(answer.split()) < BRIEF_WORDS else "detailed"]
+    return kind[int(sha256(sample.encode()), 16) % len(kind)]
+
+
+@cache
+def _instructions() -> Mapping[str, Sequence[str]]:
+    read: Mapping[str, Sequence[str]] = yaml.safe_load(INSTRUCTIONS.read_text(encoding="utf-8"))
+    return read
 
 
 def _safe(text: str) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from makehome import Rows, make_home
 from PIL import Image
 from pydantic import BaseModel
 
 from catalog.catalog import query
-from catalog.exports import Counts, huggingface, webdataset
+from catalog.exports import Counts, huggingface, llava, webdataset
 from catalog.schema import LAYERS
 from catalog.selection import Row
 from flows.export import run_export
@@ -252,6 +253,21 @@ def test_llava_training_reads_every_turn(home: Path, held: dict[str, dict[str, A
             assert shares == pytest.approx(true, abs=0.00051) and all(0 <= s <= 1 for s in shares)
             regions += 1
     assert regions == 11
+
+
+def test_llava_varies_its_questions_by_sample_and_by_the_length_of_the_answer(home: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run_export(home, "true", "llava", tmp_path / name, None, ["vary=true", "regions=false"])
+    first, again = (json.loads((tmp_path / name / "llava.json").read_text()) for name in ("one", "two"))
+    known = yaml.safe_load(llava.INSTRUCTIONS.read_text())
+    asked = set()
+    for record in first:
+        question, answer = (turn["value"] for turn in record["conversations"][:2])
+        kind = "brief" if len(answer.split()) < llava.BRIEF_WORDS else "detailed"
+        assert question.removeprefix("<image>\n") in known[kind]
+        asked.add(question)
+    assert first == again and len(asked) > 1
+    assert not any(llava.TOKEN in question for kind in known.values() for question in kind)
 
 
 def test_llava_questions_cannot_break_the_format(home: Path, tmp_path: Path) -> None:
