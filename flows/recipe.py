@@ -143,7 +143,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path}: {', '.join(missing)} has no value; --set vars.{missing[0]}=…")
     if not sources:
         raise ConfigError(f"{path}: no source to build from" + "".join(f"\n  left out: {why}" for why in left_out))
-    rest["stages"] = [_stage(entry) for entry in rest.get("stages") or []]
+    rest["stages"] = [_stage(entry, base) for entry in rest.get("stages") or []]
     rest["knowledge"] = [_knowledge(entry, base) for entry in rest.get("knowledge") or []]
     recipe: Recipe = checked(Recipe, {**rest, "sources": sources, "left_out": left_out}, str(path))
     for what in ("sources", "stages", "knowledge"):
@@ -188,8 +188,9 @@ def _split(entry: Mapping[str, Any], own: type[BaseModel], kind: str, base: Path
     plugin = load(kind, use).Params
     mine = {k: v for k, v in entry.items() if k in own.model_fields and k != "params"}
     theirs = {k: v for k, v in entry.items() if k not in mine}
-    for word in ("root", "path"):
-        if base is not None and isinstance(place := theirs.get(word), str) and not place.startswith("pkg:"):
+    for word in ("root", "path", "map"):
+        place = theirs.get(word)
+        if base is not None and isinstance(place, str) and not place.startswith("pkg:") and "://" not in place:
             theirs[word] = str((base / Path(place).expanduser()).resolve())
     known = [*own.model_fields, *plugin.model_fields]
     for word in theirs:
@@ -206,8 +207,8 @@ def _source(entry: Mapping[str, Any], base: Path) -> Source:
     return source
 
 
-def _stage(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": entry.get("use"), **_split(entry, StageChoice, "stage", None)}
+def _stage(entry: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    return {"name": entry.get("use"), **_split(entry, StageChoice, "stage", base)}
 
 
 def _knowledge(entry: Mapping[str, Any], base: Path) -> dict[str, Any]:

@@ -27,6 +27,8 @@ GROUP_ABOVE = 5
 RELATIONS_AMONG = 4
 ADMINISTRATIVE = frozenset({"split", "burned-in annotation"})
 """Labels for whoever curates the dataset: they say nothing about what a picture shows."""
+HARMONISED = "harmonise:"
+"""Origin of labels that name a source's label by its term: a second name is no second fact."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def facts_of(
         in_volume=image.get("volume_id") is not None,
         labels=tuple(
             LabelFact(r["label_id"], phrase(r["name"]), r["value"], r["origin"]) for r in sample.rows("labels")
-            if r["name"] not in ADMINISTRATIVE and r["value"] != "unknown"
+            if r["name"] not in ADMINISTRATIVE and r["value"] != "unknown" and not r["origin"].startswith(HARMONISED)
         ),
         regions=regions,
         groups=groups,

