@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from catalog.items import Item, Licences, Partition, Text
+from catalog.items import Item, Label, Licences, Partition, Text
 from catalog.schema import LAYERS
 from infra.errors import ItemError
 from infra.keys import key, pseudonym, sha256
@@ -44,6 +44,8 @@ class SourceTerms(BaseModel):
     licence_image: str | None = None
     licence_text: str | None = None
     licence_annotation: str | None = None
+    labels: Mapping[str, str] = {}
+    """facts about every sample of the source, name -> value, such as the task it was made for"""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ class _Batch:
             "phash": phash(pixels),
         })
         self.bytes += len(encoded)
-        for label in sample.labels:
+        stated = (Label(name, value, "recipe") for name, value in self.ingest.terms.labels.items())
+        for label in (*sample.labels, *stated):
             self._put("labels", {
                 "sample_id": made, "label_id": key(made, label.name, label.origin, label.value), "name": label.name,
                 "value": label.value, "ontology_id": label.ontology_id, "origin": label.origin,
