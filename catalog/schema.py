@@ -192,10 +192,12 @@ _LAYERS = (
         SAMPLE,
         Field("text_id", STR, "hash of sample, kind, regions and generator", True),
         Field("roi_ids", _list(STR), "the regions it speaks of, in order; empty: the whole image", True),
-        Field("kind", STR, "original_caption, mention, report, global, region, relation, question, answer …", True),
+        Field("kind", STR, "original_caption, caption_context, mention, report, global, region, relation, variant, "
+              "phrase, question, answer …", True),
         Field("language", STR, "ISO 639-1 code", True),
         Field("text", STR, "the text", True),
-        Field("evidence", _list(STR), "what it rests on: label:ID, roi:ID, passage:ID, text:ID, image:FIELD", True),
+        Field("evidence", _list(STR), "what it rests on: label:ID, roi:ID, passage:ID, text:ID, image:FIELD; words cut "
+              "from a text: text:ID@START:END", True),
         Field("generator", STR, "source, or the captioner's name and version", True),
         Field("model", STR, "model id as the server answered it; null: no model"),
         Field("prompt_sha256", STR, "hash of the prompt template; null: no prompt"),

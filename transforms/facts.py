@@ -25,7 +25,7 @@ from transforms.vocabulary import modality, phrase
 
 GROUP_ABOVE = 5
 RELATIONS_AMONG = 4
-ADMINISTRATIVE = frozenset({"split", "task", "burned-in annotation"})
+ADMINISTRATIVE = frozenset({"split", "task", "figure label", "panel", "burned-in annotation"})
 """Labels for whoever curates the dataset: they say nothing about what a picture shows."""
 HARMONISED = "harmonise:"
 """Origin of labels that name a source's label by its term: a second name is no second fact."""
@@ -180,9 +180,14 @@ def facts_of(
             for r in sorted(sample.rows("passages"), key=lambda r: r["rank"])
         ),
         originals=tuple(
-            (r["text_id"], r["kind"], r["text"]) for r in sample.rows("texts") if r["generator"] == "source"
+            (r["text_id"], r["kind"], r["text"]) for r in sample.rows("texts") if of_source(r)
         ),
     )
+
+
+def of_source(text: Mapping[str, Any]) -> bool:
+    """Whether a row of `texts` holds the source's own words: as they came, or cut out for a panel."""
+    return text["generator"].partition("@")[0] in ("source", "panels")
 
 
 def percent(fraction: float) -> str:

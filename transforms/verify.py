@@ -28,7 +28,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from infra.keys import key
-from transforms.facts import Facts, RegionFact, facts_of
+from transforms.facts import Facts, RegionFact, facts_of, of_source
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 from transforms.vocabulary import FILE as VOCABULARY
 from transforms.vocabulary import named_modalities, table
@@ -60,7 +60,7 @@ def make_stage(params: Params, context: Context) -> Stage:
 
 def _verified(sample: SampleRows, state: None) -> Rows:
     facts = facts_of(sample)
-    written = [row for row in sample.rows("texts") if row["generator"] != "source"]
+    written = [row for row in sample.rows("texts") if not of_source(row)]
     return {"checks": [check for text in written for check in _checks(text, facts, sample)]}
 
 
