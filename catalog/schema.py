@@ -173,7 +173,7 @@ _LAYERS = (
         Field("area_fraction", F64, "mask pixels (or box area where there is no mask) over image pixels, 0 to 1", True),
         Field("position", STR, "place in words, see transforms/regions.py for the bin edges", True),
         Field("score", F32, "confidence 0 to 1; null: not given"),
-        Field("expert", STR, "the expert that found it, or 'source'", True),
+        Field("expert", STR, "the expert that found it, or 'source', or 'source:RATER'", True),
         Field("expert_weights_sha256", STR, "hash of the expert's weights; null: it has none"),
         Field("origin", STR, "given, predicted or human", True),
         Field("trust", STR, "boundary, box or presence: how far the outline may be believed", True),
@@ -192,8 +192,8 @@ _LAYERS = (
         SAMPLE,
         Field("text_id", STR, "hash of sample, kind, regions and generator", True),
         Field("roi_ids", _list(STR), "the regions it speaks of, in order; empty: the whole image", True),
-        Field("kind", STR, "original_caption, caption_context, mention, report, global, region, relation, variant, "
-              "phrase, question, answer …", True),
+        Field("kind", STR, "original_caption, group_caption, caption_context, mention, report, findings, impression, "
+              "question, answer, global, region, relation, variant, phrase, knowledge …", True),
         Field("language", STR, "ISO 639-1 code", True),
         Field("text", STR, "the text", True),
         Field("evidence", _list(STR), "what it rests on: label:ID, roi:ID, passage:ID, text:ID, image:FIELD; words cut "

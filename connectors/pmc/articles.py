@@ -7,16 +7,20 @@ one picture of one figure: ARTICLE#FIGURE, and ARTICLE#FIGURE/HREF where a figur
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import date
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from catalog.items import Item, Licences, Text
 from connectors.pmc.jats import Article, Figure
+from connectors.pmc.licences import compared
+from connectors.pmc.selection import check_licences
 from infra.errors import Dropped, ItemError, Terminal, Transient
 
-DROPPED = ("NO_FIGURES", "NO_GRAPHIC", "TABLE_IMAGE")
+DROPPED = ("NO_FIGURES", "NO_GRAPHIC", "TABLE_IMAGE", "LOOSE_GRAPHIC")
 
 
 class Params(BaseModel):
@@ -24,33 +28,88 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    root: str = Field(description="folder or archive, or pkg:PACKAGE/PATH; ~ and $VARIABLES are expanded")
+    root: str = Field(description="folder or archive (~ and $VARIABLES are expanded), pkg:PACKAGE/PATH, or s3://BUCKET "
+                      "of the layout of PMC's: s3://pmc-oa-opendata is PMC's own")
     capacity: int = Field(20, ge=1, description="articles a partition; versions of one article are never divided")
     tables_as_images: bool = Field(True, description="take images of tables too; false: they are dropped, and counted")
     modality: str | None = Field(None, description="says the modality of every figure, where all have the same")
+    endpoint: str | None = Field(None, description="s3: address of the server; null: AWS")
+    anonymous: bool = Field(True, description="s3: unsigned requests; false: with the credentials of the environment")
+    inventory: str | None = Field(
+        None, pattern=r"^\d{4}-\d\d-\d\dT\d\d-\d\dZ$",
+        description="s3: the inventory that says which articles there are, by its folder; null: the newest",
+    )
+    licences: tuple[str, ...] = Field(
+        ("commercial", "noncommercial"),
+        description="s3: classes or codes (CC0, CC-BY-NC …) of licences as the bucket states them. commercial and "
+        "noncommercial are Creative Commons; other is none or another; TDM (to be mined, not published) is in no class",
+    )
+    published_from: date | None = Field(None, description="s3: first day of publication; a date must be known to fit")
+    published_to: date | None = Field(None, description="s3: last day of publication")
+    journals: tuple[str, ...] = Field((), description="s3: titles of journals as the XML gives them; empty: all")
+    article_types: tuple[str, ...] = Field((), description="s3: research-article, case-report …; empty: all")
+    keywords: tuple[str, ...] = Field(
+        (), description="s3: at least one stands as a whole word in title, keywords or abstract; empty: all"
+    )
+    ids: str | None = Field(None, description="s3: a file of PMCIDs, one a line, as a search of PMC gives them")
+    versions: Literal["newest", "all"] = Field("newest", description="s3: which versions of an article are wanted")
+    in_flight: int = Field(16, ge=1, le=256, description="s3: requests under way at once, in each process")
+    requests_per_second: float = Field(100, gt=0, description="s3: requests sent in a second at most, by each process")
+    cache_gb: float = Field(20, ge=0, description="s3: about how much of what was fetched is kept in the home's cache")
+
+    @property
+    def in_bucket(self) -> bool:
+        return self.root.startswith("s3://")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Params:
+        check_licences(self.licences)
+        own = {"root", "capacity", "tables_as_images", "modality"}
+        if not self.in_bucket and (others := sorted(self.model_fields_set - own)):
+            raise ValueError(f"{', '.join(others)}: only for a root s3://BUCKET; leave it out")
+        return self
 
 
 def entries(article: str, figure: Mapping[str, Any], params: Params) -> Iterator[dict[str, Any]]:
     """The entries of a figure of an outline (see `local`), whose graphics have "file" and "sha256".
 
     Yields {"id", "file", "sha256"}, or {"id", "code", "message"} where there is no picture: NO_GRAPHIC, TABLE_IMAGE,
-    FILE_MISSING.
+    LOOSE_GRAPHIC, FILE_MISSING.
     """
     name, graphics = f"{article}#{figure['key']}", figure["graphics"]
     if not graphics:
         yield {"id": name, "code": "NO_GRAPHIC", "message": "the figure has no graphic: a video, or text only"}
-    for number, graphic in enumerate(graphics, 1):
-        hrefs = graphic["hrefs"]
-        stems = [PurePosixPath(other["hrefs"][0]).stem for other in graphics]
-        stem = stems[number - 1] if stems.count(stems[number - 1]) == 1 else str(number)
+    stems = [PurePosixPath(graphic["hrefs"][0]).stem for graphic in graphics]
+    for number, graphic in enumerate(graphics):
+        hrefs, stem = graphic["hrefs"], stems[number] if len({*stems}) == len(stems) else number + 1
         one = {"id": name if len(graphics) == 1 else f"{name}/{stem}"}
         if figure["kind"] == "table-wrap" and not params.tables_as_images:
             yield {**one, "code": "TABLE_IMAGE", "message": "an image of a table; tables_as_images is off"}
+        elif figure["kind"] == "loose":
+            message = "a picture outside any figure, without a caption: an equation, a structure or an ornament"
+            yield {**one, "code": "LOOSE_GRAPHIC", "message": message}
         elif graphic["file"] is None:
             looked = f"no file {' or '.join(hrefs)}, with this or another suffix of a picture, beside the XML or below"
             yield {**one, "code": "FILE_MISSING", "message": f"{looked}; fetch the article's files"}
         else:
             yield {**one, "file": graphic["file"], "sha256": graphic["sha256"]}
+
+
+def with_stated_licence(article: Article, code: str | None) -> Article:
+    """The article beside the licence that its archive's record states: "CC BY", "CC0", "TDM", or None for nothing.
+
+    Where both state one and they differ, the licence is unknown; where the XML is silent, the record's counts. So it is
+    for the figures too, but not for those that have permissions of their own.
+    """
+    licence, stated, agrees = compared(article.licence, code)
+    row = {
+        **article.row, "licence": licence.code, "licence_evidence": licence.evidence, "licence_stated": stated,
+        "licence_agrees": agrees,
+    }
+    figures = tuple(
+        replace(figure, licence=licence) if figure.licence == article.licence else figure for figure in article.figures
+    )
+    return replace(article, row=row, figures=figures, licence=licence)
 
 
 def figure_item(ref: Mapping[str, Any], article: Article, data: bytes, params: Params) -> Item:
@@ -60,6 +119,7 @@ def figure_item(ref: Mapping[str, Any], article: Article, data: bytes, params: P
     doi = article.row["doi"]
     facts = {
         "article": article.row,
+        "article_id": article.row["article_id"],
         "source_uri": address or (f"https://doi.org/{doi}" if doi else None),
         "source_version": article.row["version"],
         "figure_label": figure.label,
@@ -73,8 +133,9 @@ def figure_item(ref: Mapping[str, Any], article: Article, data: bytes, params: P
 
 def _texts(figure: Figure) -> tuple[Text, ...]:
     caption = " ".join(filter(None, (figure.title, figure.caption)))
-    captions = (Text("original_caption", caption, figure.language),) if caption else ()
-    return captions + tuple(Text("mention", mention, figure.language) for mention in figure.mentions)
+    said = [("original_caption", caption), ("group_caption", figure.group_caption)]
+    said += [("mention", mention) for mention in figure.mentions]
+    return tuple(Text(kind, text, figure.language) for kind, text in said if text)
 
 
 def _licences(figure: Figure, article: Article) -> Licences | None:
@@ -83,9 +144,11 @@ def _licences(figure: Figure, article: Article) -> Licences | None:
     return Licences(figure.licence.code, article.licence.code, None, evidence) if evidence else None
 
 
-def failed_item(ref: Mapping[str, Any], error: ItemError | None = None) -> Item:
-    """The item of an entry that has no picture: what went wrong, or what its "code" says."""
-    return Item(ref["id"], "figure", ref["group"], {}, patient=ref["group"], error=error or _listed_error(ref))
+def failed_item(ref: Mapping[str, Any], error: ItemError | None = None, article: Article | None = None) -> Item:
+    """The item of an entry that has no picture: what went wrong, or what its "code" says; with the article if known."""
+    facts = {} if article is None else {"article": article.row}
+    wrong = error or _listed_error(ref)
+    return Item(ref["id"], "figure", ref["group"], {}, patient=ref["group"], facts=facts, error=wrong)
 
 
 def _listed_error(ref: Mapping[str, Any]) -> ItemError:

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
+from unicodedata import normalize
+from urllib.parse import unquote
 
 WEB = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 PICTURES = (*WEB, ".tif", ".tiff", ".bmp", ".jp2", ".eps", ".svg", ".pdf", ".wmf", ".emf")
@@ -44,7 +46,7 @@ class Shelves:
         if self._sharing[folder] > 1:
             own = f"{PurePosixPath(folder, PurePosixPath(article).stem)}/"
             found = {name for name in found if _folder(name) == folder or name.startswith(own)}
-        at_path = {name for name in found if f"/{_bare(name)}".endswith(f"/{_bare(href)}")}
+        at_path = {name for name in found if f"/{bare(name)}".endswith(f"/{bare(href)}")}
         return sorted(at_path or found)
 
     def best(self, article: str, hrefs: Iterable[str]) -> str | None:
@@ -63,16 +65,28 @@ def _folder(name: str) -> str:
     return str(PurePosixPath(name).parent)
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """A path in lower case without the suffix of a picture."""
-    name = name.lower().removeprefix("./")
+    name = _plain(name)
     return name.removesuffix(suffix) if (suffix := PurePosixPath(name).suffix) in PICTURES else name
 
 
+def _plain(name: str) -> str:
+    """A path in lower case: percent signs decoded, slashes one way, letters composed."""
+    return normalize("NFC", unquote(name)).lower().replace("\\", "/").removeprefix("./")
+
+
 def _keys(name: str) -> set[str]:
-    """What a file or an href is known by: the last part of its path, and that without the suffix of a picture."""
-    last = name.lower().rpartition("/")[2]
-    return {last, _bare(last)}
+    """What a file or an href is known by: the last part of its path, and that without the suffix of a picture.
+
+    PLOS names its pictures info:doi/10.1371/journal.pone.0000217.g001, and the files pone.0000217.g001.tif. Of an
+    address with a query (fig1.jpg?download=true) the part before it counts too, where it has the suffix of a picture.
+    """
+    name = _plain(name)
+    last = {name.rpartition("/")[2]}
+    if name.partition("?")[0].endswith(PICTURES):
+        last.add(name.partition("?")[0].rpartition("/")[2])
+    return {key.removeprefix("journal.") for one in last for key in (one, bare(one))}
 
 
 def _rank(name: str) -> int:

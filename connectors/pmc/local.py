@@ -4,19 +4,23 @@ Read are folders (an .xml or .nxml with the pictures beside or below it), PMC's 
 preprint servers' .zip and .meca. A picture belongs to a figure because the graphic's href names it, never because of
 its place. The invariant: every figure of every article is listed, with its picture or with the reason why there is
 none; an article without figures, or one that cannot be read, is one entry that says so.
+
+A record of PMC's (PMC10009416.1.json) beside the XML of the same name states a licence, and whether it is retracted.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from catalog.items import Item, Partition
 from connectors.archives import is_archive, members
-from connectors.pmc.articles import Params, entries, failed_item, figure_item
+from connectors.pmc.articles import Params, entries, failed_item, figure_item, with_stated_licence
 from connectors.pmc.files import Shelves
 from connectors.pmc.jats import Article, parse_article
 from infra.errors import ConfigError, ItemError, Terminal, Transient
@@ -24,8 +28,10 @@ from infra.fileindex import FileIndex
 from infra.keys import key, sha256, split_by_key
 from infra.storage import resolve, walk
 
-PROBE = "pmc-1"
+PROBE = "pmc-2"
 """Name of this module's answers in the file index; it changes when `_outline` or the join does."""
+
+
 def list_partitions(source: str, params: Params, since: FileIndex) -> Iterator[Partition]:
     """Partitions of at most `capacity` articles. Files that `since` knows are not opened.
 
@@ -37,25 +43,26 @@ def list_partitions(source: str, params: Params, since: FileIndex) -> Iterator[P
         raise ConfigError(f"{params.root}: neither JATS articles (.xml, .nxml) nor archives are there; check the path")
     for name, part in split_by_key(documents, lambda document: document["group"], params.capacity).items():
         refs = [ref for document in part for ref in _refs(document, params)]
-        yield Partition(source, name, tuple(refs), tuple((ref["id"], _content(ref)) for ref in refs))
+        yield Partition(source, name, tuple(refs), tuple((ref["id"], _content(ref, params)) for ref in refs))
 
 
 def read(partition: Partition, params: Params) -> Iterator[Item]:
     """The items of a partition, those of an article one after the other.
 
-    Errors: Dropped NO_FIGURES, NO_GRAPHIC, TABLE_IMAGE; Terminal FILE_MISSING, NO_ARTICLE, XML_…, ARCHIVE_…; Transient
-    SOURCE_CHANGED when a file is no longer the one that was listed, SOURCE_UNREADABLE when it cannot be opened.
+    Errors: Dropped NO_FIGURES, NO_GRAPHIC, TABLE_IMAGE, LOOSE_GRAPHIC; Terminal FILE_MISSING, NO_ARTICLE, XML_…,
+    ARCHIVE_…; Transient SOURCE_CHANGED when a file is no longer the one that was listed, SOURCE_UNREADABLE when it
+    cannot be opened.
     """
     for _, run in groupby(partition.refs, key=lambda ref: (ref["path"], ref["member"])):
         refs = list(run)
         try:
-            article, load = _open(refs) if any("code" not in ref for ref in refs) else (None, None)
+            article, load = _open(refs) if _has_article(refs[0]) else (None, None)
         except ItemError as error:
             yield from (failed_item(ref, error) for ref in refs)
             continue
         for ref in refs:
             if article is None or load is None or "code" in ref:
-                yield failed_item(ref)
+                yield failed_item(ref, article=article)
             else:
                 yield _item(ref, article, load, params)
 
@@ -73,6 +80,8 @@ def _documents(root: Path, since: FileIndex) -> Iterator[dict[str, Any]]:
         _join(name, found, shelves, lambda file: _hash(paths[file], since))
         for graphic in _graphics(found):
             graphic["file"] = graphic["file"] and str(paths[graphic["file"]])
+        if beside := paths.get(f"{name.rpartition('.')[0]}.json"):
+            found["record"] = _record_of(beside, since)
         yield {"name": name, "path": str(paths[name]), "member": None, "group": found.get("id", name), **found}
     for name, path in paths.items():
         for document in _of_archive(name, path, since) if is_archive(path) else ():
@@ -86,6 +95,26 @@ def _of_file(path: Path, since: FileIndex) -> dict[str, Any]:
         return {"sha256": since.sha256(path), **since.probe(path, PROBE, _outline)}
     except OSError as error:
         return {"sha256": "unreadable", "code": "SOURCE_UNREADABLE", "message": _advice(error)}
+
+
+def _record_of(path: Path, since: FileIndex) -> dict[str, Any] | None:
+    try:
+        answer: dict[str, Any] | None = since.probe(path, PROBE, _record)
+    except OSError:
+        return None
+    return answer
+
+
+def _record(data: bytes) -> dict[str, Any] | None:
+    """What a record of PMC's says; None for any other JSON."""
+    try:
+        said = json.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(said, dict) or "license_code" not in said:
+        return None
+    code = said["license_code"]
+    return {"license_code": code if isinstance(code, str) else None, "retracted": said.get("is_retracted") is True}
 
 
 def _hash(path: Path, since: FileIndex) -> str:
@@ -159,6 +188,7 @@ def _newest_first(document: Mapping[str, Any]) -> tuple[str, list[int], str]:
 
 def _refs(document: Mapping[str, Any], params: Params) -> list[dict[str, Any]]:
     same = {name: document[name] for name in ("path", "member", "group")} | {"xml_sha256": document["sha256"]}
+    same |= {"record": document["record"]} if document.get("record") else {}
     if "code" in document:
         return [{**same, "id": document["name"], "code": document["code"], "message": document["message"]}]
     refs = [
@@ -168,8 +198,13 @@ def _refs(document: Mapping[str, Any], params: Params) -> list[dict[str, Any]]:
     return refs or [{**same, "id": document["name"], "code": "NO_FIGURES", "message": "the article has no figures"}]
 
 
-def _content(ref: Mapping[str, Any]) -> str:
-    return key(ref["xml_sha256"], ref.get("sha256", ""))
+def _content(ref: Mapping[str, Any], params: Params) -> str:
+    return key(ref["xml_sha256"], ref.get("sha256", ""), ref.get("record"), params.modality)
+
+
+def _has_article(ref: Mapping[str, Any]) -> bool:
+    """Whether its article could be read when it was listed, however its figure fared."""
+    return "figure" in ref or ref["code"] == "NO_FIGURES"
 
 
 def _join(article: str, found: dict[str, Any], shelves: Shelves, hash_of: Callable[[str], str]) -> None:
@@ -203,7 +238,14 @@ def _open(refs: Sequence[Mapping[str, Any]]) -> tuple[Article, Load]:
             raise Transient("SOURCE_CHANGED", f"the archive was whole when it was listed ({error.code})") from error
         xml, load = found.get(member, b""), lambda ref: found.get(ref["file"], b"")
     _check(xml, refs[0]["xml_sha256"])
-    return parse_article(xml), load
+    return _with_record(parse_article(xml), refs[0].get("record")), load
+
+
+def _with_record(article: Article, record: Mapping[str, Any] | None) -> Article:
+    if record is None:
+        return article
+    article = with_stated_licence(article, record["license_code"])
+    return replace(article, row={**article.row, "retracted": article.row["retracted"] or record["retracted"]})
 
 
 def _bytes(path: Path) -> bytes:
@@ -227,5 +269,5 @@ def _item(ref: Mapping[str, Any], article: Article, load: Load, params: Params) 
         data = load(ref)
         _check(data, ref["sha256"])
     except Transient as error:
-        return failed_item(ref, error)
+        return failed_item(ref, error, article)
     return figure_item(ref, article, data, params)

@@ -5,22 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jatsfiles import article
 
 from connectors.pmc.jats import Figure, parse_article
 from infra.errors import Terminal
 
 EXAMPLE = Path(__file__).parents[2] / "flows/recipes/data/article/article.nxml"
-NAMESPACES = (
-    'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:ali="http://www.niso.org/schemas/ali/1.0/" '
-    'xmlns:mml="http://www.w3.org/1998/Math/MathML"'
-)
-
-
-def article(body: str = "", meta: str = "", after: str = "", attributes: str = "") -> bytes:
-    return (
-        f"<article {NAMESPACES} {attributes}><front><article-meta>{meta}</article-meta></front>"
-        f"<body>{body}</body>{after}</article>"
-    ).encode()
 
 
 def figures(body: str, after: str = "") -> tuple[Figure, ...]:
@@ -33,13 +23,19 @@ def graphic(href: str) -> str:
 
 def test_the_example_article() -> None:
     parsed = parse_article(EXAMPLE.read_bytes())
+    text = {name: parsed.row[name] for name in ("abstract", "body")}
     assert parsed.row == {
+        **text,
         "article_id": "10.5555/medloom.example.1", "version": "1", "doi": "10.5555/medloom.example.1", "pmid": None,
         "title": "A simulated chest phantom with one lung nodule: an invented example", "date": "2026-11-24",
         "journal": "Examples of medloom (invented)", "keywords": ["computed tomography", "phantom", "lung nodule"],
-        "licence": "CC0-1.0", "retracted": None,
+        "licence": "CC0-1.0", "retracted": None, "article_type": "research-article", "subjects": [],
+        "licence_stated": None, "licence_agrees": None,
         "licence_evidence": "license_ref: creativecommons.org/publicdomain/zero/1.0",
     }
+    assert text["abstract"].startswith("This article is an example") and "\n" not in text["abstract"]
+    headings = [line for line in text["body"].split("\n\n") if not line.endswith(".")]
+    assert headings == ["Methods", "Results"], "no caption, no reference"
     first, second = parsed.figures
     assert (first.key, first.label, first.graphics) == ("fig1", "Figure 1", (("example-g001",),))
     assert first.title == "Axial slice through the simulated chest phantom."
@@ -95,6 +91,63 @@ def test_tables_count_only_with_an_image_of_themselves() -> None:
     ]
 
 
+def test_forms_of_one_picture_are_one_picture() -> None:
+    (found,) = figures(f"<fig>{graphic('dir/f1.tif')}{graphic('F1.jpg')}{graphic('f1')}{graphic('f2')}</fig>")
+    assert found.graphics == (("dir/f1.tif", "F1.jpg", "f1"), ("f2",))
+
+
+def test_generated_names_never_meet_an_id() -> None:
+    assert [f.key for f in figures("<fig id='fig-2'/><fig/><fig id='fig-2_'/><fig id='fig-2'/>")] == [
+        "fig-2", "fig-2__", "fig-2_", "fig-4",
+    ]
+
+
+def test_media_count_where_they_are_pictures() -> None:
+    video, image, named = figures(
+        '<fig id="v"><media mimetype="video" xlink:href="v.mp4"/></fig>'
+        '<fig id="i"><media mimetype="image" xlink:href="i"/></fig><fig id="n"><media xlink:href="n.PNG"/></fig>'
+    )
+    assert (video.graphics, image.graphics, named.graphics) == ((), (("i",),), (("n.PNG",),))
+
+
+def test_pictures_outside_figures_count_if_they_have_a_caption_or_are_a_graphical_abstract() -> None:
+    logo = f"<journal-title-group/>{graphic('logo')}<bio>{graphic('portrait')}</bio>"
+    abstract = (
+        f"<abstract><p>Plain.</p></abstract><abstract abstract-type='graphical'><title>Graphical abstract</title>"
+        f"<p>{graphic('ga')}</p><p>In short.</p></abstract>"
+    )
+    body = (
+        f"<p>An {graphic('equation')} and <inline-graphic xlink:href='inline'/></p>"
+        f"<boxed-text>{graphic('box')}</boxed-text>"
+        f"<p><graphic xlink:href='plate'><label>Plate 1</label><caption><p>Seen.</p></caption></graphic></p>"
+        f"<chem-struct-wrap id='c'><label>1</label>{graphic('structure')}</chem-struct-wrap>"
+        f"<fig id='f'><chem-struct-wrap>{graphic('in-f')}</chem-struct-wrap></fig><bio>{graphic('portrait')}</bio>"
+    )
+    found = parse_article(article(body, meta=f"{logo}{abstract}")).figures
+    assert [(f.key, f.kind, f.graphics[0][0], f.label, f.title, f.caption) for f in found] == [
+        ("graphic-1", "graphic", "ga", None, "Graphical abstract", "In short."),
+        ("graphic-2", "loose", "equation", None, None, None),
+        ("graphic-3", "loose", "box", None, None, None),
+        ("graphic-4", "graphic", "plate", "Plate 1", None, "Seen."),
+        ("c", "loose", "structure", "1", None, None),
+        ("f", "fig", "in-f", None, None, None),
+    ]
+
+
+def test_captions_are_the_figures_own_and_the_groups_beside_them() -> None:
+    found = figures(
+        "<fig-group><caption><title>Scans.</title><p>All.</p></caption>"
+        "<fig id='a'><caption><p>Own.</p></caption></fig>"
+        f"<fig id='b'>{graphic('b')}</fig></fig-group>"
+        "<fig id='c'><graphic xlink:href='c'><caption><p>Of the picture.</p></caption></graphic></fig>"
+        "<fig id='d'><p>A paragraph.</p><legend><p>A bar.</p></legend></fig>"
+    )
+    assert [(f.key, f.title, f.caption, f.group_caption) for f in found] == [
+        ("a", None, "Own.", "Scans. All."), ("b", "Scans.", "All.", None), ("c", None, "Of the picture.", None),
+        ("d", None, "A paragraph. A bar.", None),
+    ]
+
+
 def test_captions_read_as_running_text() -> None:
     (found,) = figures(
         "<fig id='f'><caption><title>A <italic>title</italic></title><p>10<sup>5</sup> cells, CO<sub>2</sub>, "
@@ -116,6 +169,79 @@ def test_mentions_are_whole_paragraphs_once_each_without_the_floats_in_them() ->
     )
     assert one.mentions == ("Both 1, 2, again 1.", "Listed 1")
     assert two.mentions == ("Both 1, 2, again 1.", "See itself and 2.")
+
+
+@pytest.mark.parametrize("text", [
+    'Figs. <xref rid="f2">2</xref>–<xref rid="f4">4</xref>', 'Figs <xref rid="f2">2A</xref> to <xref rid="f4">4</xref>',
+    '<xref rid="f2">Fig. 2</xref>B-Fig. <xref rid="f4">4C</xref>', '<xref rid="f2">Figs. 2–4</xref>',
+    '<xref rid="f2 f4">Figs. 2 - 4</xref>',
+])
+def test_a_range_mentions_what_lies_in_it(text: str) -> None:
+    floats = "".join(f"<fig id='f{n}'><label>Figure {n}.</label></fig>" for n in range(1, 6))
+    found = figures(f"<p>{text}</p>{floats}<fig id='s3'><label>Figure S3</label></fig><fig id='none'/>")
+    assert [bool(figure.mentions) for figure in found] == [False, True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("text", [
+    '<xref rid="f2">2</xref>, <xref rid="f4">4</xref>', '<xref rid="f2">2</xref> and <xref rid="f4">4</xref>',
+    '<xref rid="f2">2</xref>–<xref rid="t4">4</xref>', '<xref rid="f4">4</xref>–<xref rid="f2">2</xref>',
+    '<xref rid="b2">2</xref>–<xref rid="f4">4</xref>', '<xref rid="f2">2</xref>, panels 1–4',
+])
+def test_what_is_no_range_mentions_nothing_between(text: str) -> None:
+    floats = "".join(f"<fig id='f{n}'><label>Figure {n}</label></fig>" for n in (2, 3, 4))
+    found = figures(f"<p>{text}</p>{floats}<table-wrap id='t4'><label>Table 4</label>{graphic('t')}</table-wrap>")
+    assert not found[1].mentions
+
+
+def test_mentions_in_and_of_other_parts() -> None:
+    own, other = figures(
+        '<p>Here <xref rid="f1">1</xref>.</p><fig id="f1"/>',
+        after='<sub-article><body><p>There <xref rid="f1">1</xref>.</p><fig id="f1"/></body></sub-article>'
+        '<response><body><p>Reply <xref rid="f1">1</xref>.</p></body></response>',
+    )
+    assert (own.mentions, other.mentions) == (("Here 1.", "Reply 1."), ("There 1.",))
+    review = '<sub-article><body><p>On <xref rid="f1">1</xref>.</p></body></sub-article>'
+    (asked,) = figures('<fig id="f1"/>', after=review)
+    assert asked.mentions == ("On 1.",), "a reviewer speaks of the article's figure"
+
+
+def test_body_and_abstract_are_the_text_alone() -> None:
+    row = parse_article(article(
+        "<p>First.</p><sec><title>One</title><p>A <xref rid='f'>1</xref>."
+        "<fig id='f'><caption><p>No</p></caption></fig></p>"
+        "<sec><title>Two</title><list><list-item><p>Item</p></list-item></list><table-wrap><table><tr><td>No</td></tr>"
+        "</table></table-wrap><disp-quote><p>Said.</p></disp-quote></sec></sec><sec><title>Empty</title>"
+        "<supplementary-material><caption><p>No</p></caption></supplementary-material></sec><!-- no -->",
+        meta="<article-categories><subj-group><subject>A</subject><subj-group><subject>B</subject></subj-group>"
+        "</subj-group><subj-group><subject>A</subject></subj-group></article-categories>"
+        "<abstract abstract-type='graphical'><p>No</p></abstract><abstract><title>Abstract</title><sec><title>Aim"
+        "</title><p>To see.</p></sec><sec><title>Result</title><p>Seen.</p></sec></abstract>"
+        "<abstract abstract-type='teaser'><p>No</p></abstract>",
+        after="<back><ref-list><ref><mixed-citation>No</mixed-citation></ref></ref-list></back>"
+        "<sub-article><body><p>No</p></body></sub-article>", attributes='article-type="case-report"',
+    )).row
+    assert row["body"] == "First.\n\nOne\n\nA 1.\n\nTwo\n\nItem\n\nSaid."
+    assert row["abstract"] == "Aim To see. Result Seen."
+    assert (row["article_type"], row["subjects"]) == ("case-report", ["A", "B"])
+    typed = parse_article(article(meta="<abstract abstract-type='web-summary'><p>No</p></abstract>"
+                                       "<abstract abstract-type='structured'><p>Yes</p></abstract>")).row
+    assert typed["abstract"] == "Yes"
+    assert parse_article(article()).row["body"] is None
+
+
+@pytest.mark.parametrize(("attributes", "meta", "retracted"), [
+    ("", '<related-article related-article-type="retraction-forward"/>', True),
+    ("", "<title-group><article-title>Retracted Article: It</article-title></title-group>", True),
+    ("", '<pub-history><event event-type="retracted"/></pub-history>', True),
+    ("", '<history><date date-type="retracted"/></history>', True),
+    ('article-type="retraction"', '<related-article related-article-type="retracted-article"/>', None),
+    ('article-type="retraction"', "<title-group><article-title>Retracted: It</article-title></title-group>", None),
+    ("", '<related-article related-article-type="corrected-article"/>', None),
+])
+def test_the_retracted_article_is_retracted_and_its_notice_is_not(
+    attributes: str, meta: str, retracted: bool | None
+) -> None:
+    assert parse_article(article(meta=meta, attributes=attributes)).row["retracted"] is retracted
 
 
 def test_ids_version_date_and_retraction() -> None:
@@ -141,62 +267,6 @@ def test_ids_version_date_and_retraction() -> None:
 def test_dates_are_as_precise_as_they_are_valid(day: str, month: str, iso: str) -> None:
     date = f"<pub-date><day>{day}</day><month>{month}</month><year>2024</year></pub-date>"
     assert parse_article(article(meta=date)).row["date"] == iso
-
-
-@pytest.mark.parametrize(("permissions", "code"), [
-    ('<license xlink:href="http://creativecommons.org/licenses/by/4.0/"/>', "CC-BY-4.0"),
-    ('<license xlink:href="https://creativecommons.org/licenses/by-nc-nd/3.0/us/deed.en"/>', "CC-BY-NC-ND-3.0-US"),
-    ("<license><ali:license_ref>http://creativecommons.org/licenses/by/3.0/igo</ali:license_ref></license>",
-     "CC-BY-3.0-IGO"),
-    ('<license xlink:href="http://creativecommons.org/publicdomain/mark/1.0/"/>', "PUBLIC-DOMAIN"),
-    ("<license><license-p>Creative Commons Attribution License, which permits use</license-p></license>", "CC-BY"),
-    ("<license><license-p>under the Creative Commons Attribution Non-Commercial License</license-p></license>",
-     "CC-BY-NC"),
-    ("<license><license-p>a Creative Commons License (Attribution 4.0 International), CC BY 4.0</license-p></license>",
-     "CC-BY-4.0"),
-    ("<license><license-p>Creative Commons Attribution‐NonCommercial‐NoDerivs License</license-p></license>",
-     "CC-BY-NC-ND"),
-    ("<license><license-p>licensed CC BY-NC-SA 4.0</license-p></license>", "CC-BY-NC-SA-4.0"),
-    ("<license><license-p>CC0 1.0</license-p></license>", "CC0-1.0"),
-    ("<license><p>See <ext-link xlink:href='https://creativecommons.org/licenses/by-sa/4.0/'>it</ext-link></p></license>",
-     "CC-BY-SA-4.0"),
-    ("<copyright-statement>X. Open access, Creative Commons Attribution License</copyright-statement>", "CC-BY"),
-    # what BioMed Central prints in every article: the data are CC0, the article is not
-    ('<license xlink:href="http://creativecommons.org/licenses/by/4.0/"><license-p>The Creative Commons Public Domain '
-     "Dedication waiver (http://creativecommons.org/publicdomain/zero/1.0/) applies to the data.</license-p></license>",
-     "CC-BY-4.0"),
-    ('<license xlink:href="http://creativecommons.org/licenses/by/4.0/"><license-p>Creative Commons Attribution '
-     "NonCommercial License</license-p></license>", None),
-    ("<license><license-p>All rights reserved.</license-p></license>", None),
-    ('<license xlink:href=""/>', None),
-    ("", None),
-])
-def test_licences(permissions: str, code: str | None) -> None:
-    licence = parse_article(article(meta=f"<permissions>{permissions}</permissions>")).licence
-    assert licence.code == code, licence
-
-
-def test_unknown_licences_have_evidence() -> None:
-    both = (
-        '<license xlink:href="http://creativecommons.org/licenses/by/4.0/"/>'
-        '<license xlink:href="http://creativecommons.org/licenses/by-nc/4.0/"/>'
-    )
-    assert parse_article(article(meta=f"<permissions>{both}</permissions>")).licence.evidence == (
-        "contradictory: license/@xlink:href: creativecommons.org/licenses/by/4.0; "
-        "license/@xlink:href: creativecommons.org/licenses/by-nc/4.0"
-    )
-    rights = "<permissions><license><license-p>All rights reserved.</license-p></license></permissions>"
-    assert parse_article(article(meta=rights)).licence.evidence == "no known licence is named in: All rights reserved."
-
-
-def test_a_figure_with_its_own_permissions_does_not_take_the_articles_licence() -> None:
-    meta = '<permissions><license xlink:href="http://creativecommons.org/licenses/by/4.0/"/></permissions>'
-    lent = "<permissions><copyright-statement>© Elsevier, with permission</copyright-statement></permissions>"
-    own, lent_one = parse_article(article(f"<fig id='a'/><fig id='b'>{lent}</fig>", meta=meta)).figures
-    assert own.licence.code == "CC-BY-4.0"
-    assert (lent_one.licence.code, lent_one.licence.evidence) == (
-        None, "no known licence is named in: © Elsevier, with permission",
-    )
 
 
 def test_named_entities_of_the_dtd_are_replaced_from_a_fixed_table() -> None:

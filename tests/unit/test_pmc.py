@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import runpy
 import shutil
-import tarfile
 import time
-import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jatsfiles import picture, tarball, write, xml, zipped
 from PIL import Image
 
 from catalog.items import Item, Licences, Partition
@@ -30,52 +29,6 @@ from transforms.decoders.figure import decode
 
 EXAMPLE = Path(__file__).parents[2] / "flows/recipes/data/article"
 HIDE = partial(pseudonym, b"secret")
-
-
-def picture(format: str = "JPEG", grey: int = 90, side: int = 24) -> bytes:
-    out = io.BytesIO()
-    pixels = np.full((side, side), grey, np.uint8)
-    pixels[: side // 2] = np.arange(side)
-    Image.fromarray(pixels).save(out, format)
-    return out.getvalue()
-
-
-def xml(*hrefs: str, pmcid: str = "1", version: str = "1", extra: str = "") -> bytes:
-    figures = "".join(
-        f'<fig id="f{n}"><caption><p>Caption {n}</p></caption><graphic xlink:href="{href}"/></fig>'
-        for n, href in enumerate(hrefs, 1)
-    )
-    ids = f'<article-id pub-id-type="pmcid">PMC{pmcid}</article-id><article-version>{version}</article-version>'
-    return (
-        f'<article xmlns:xlink="http://www.w3.org/1999/xlink"><front><article-meta>{ids}</article-meta></front>'
-        f"<body>{figures}{extra}</body></article>"
-    ).encode()
-
-
-def write(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return root
-
-
-def tarball(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return out.getvalue()
 
 
 def listed(root: Path, **params: Any) -> list[Partition]:
@@ -113,6 +66,7 @@ def test_the_example_article_becomes_two_samples_and_a_row() -> None:
         assert sample.content == (sha256(data),)
         assert sample.group == HIDE("article", "10.5555/medloom.example.1")
         assert sample.columns["source_uri"] == "https://doi.org/10.5555/medloom.example.1"
+        assert sample.columns["article_id"] == article.row["article_id"] == "10.5555/medloom.example.1"
         assert [text.kind for text in sample.texts] == ["original_caption", "mention", "mention"]
         assert sample.encoded is not None
     assert [sample.columns["lossy"] for sample in samples if isinstance(sample, Sample)] == [True, None]
@@ -129,10 +83,25 @@ def test_the_examples_figures_are_what_its_script_makes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("href", [
     "x-g001", "x-g001.jpg", "x-g001.tif", "X-G001.JPG", "images/x-g001", "info:doi/10.1371/x-g001",
+    "info:doi/10.1371/journal.x-g001", "x%2Dg001.jpg", "images\\x-g001.tif", "https://host/a/x-g001.jpg?download=true",
+    "https://host/image?size=large&id=info:doi/10.1371/journal.x-g001",
 ])
 def test_hrefs_name_files_with_or_without_suffix_folder_and_scheme(tmp_path: Path, href: str) -> None:
     data = picture()
     write(tmp_path, {"a.xml": xml(href), "x-g001.jpg": data, "x-g0011.jpg": picture(grey=1), "x-g001.xlsx": b"data"})
+    assert outcomes(tmp_path) == {"a.xml#f1": data}
+
+
+@pytest.mark.parametrize(("href", "name"), [
+    ("info:doi/10.1371/journal.pone.0000217.g001", "pone.0000217.g001.tif"),
+    ("info:doi/10.1371/journal.pone.0000217.g001", "journal.pone.0000217.g001.png"),
+    ("info:doi/10.1371/journal.pone.0000217.g001", "info%3Adoi%2F10.1371%2Fjournal.pone.0000217.g001.png"),
+    ("pone.0000217.g001", "images/pone.0000217.g001.tif"), ("fig 1.jpg", "fig%201.jpg"), ("fig1.tif", "fig1.tif.jpg"),
+    ("Abbildu\u0308ng", "abbild\u00fcng.png"), ("https://minio.scielo.br/a/9f3c0e.jpg", "9f3c0e.jpg"),
+])
+def test_hrefs_and_names_that_are_written_otherwise(tmp_path: Path, href: str, name: str) -> None:
+    data = picture("TIFF" if name.endswith("tif") else "PNG")
+    write(tmp_path, {"a.xml": xml(href), name: data, "other.g001.tif": picture()})
     assert outcomes(tmp_path) == {"a.xml#f1": data}
 
 
@@ -177,18 +146,52 @@ def test_what_has_no_picture_says_why(tmp_path: Path) -> None:
     more = (
         '<fig id="video"/><fig id="two"><graphic xlink:href="dir/g"/><graphic xlink:href="h.gif"/></fig>'
         '<table-wrap id="t"><graphic xlink:href="g"/></table-wrap><table-wrap id="plain"><table/></table-wrap>'
+        '<p>An equation: <graphic id="e" xlink:href="g"/></p>'
     )
     write(tmp_path, {"a.xml": xml("lost", extra=more), "g.jpg": data})
     write(tmp_path, {"none/b.xml": xml(pmcid="2"), "none/manifest.xml": b"<m/>"})
     assert outcomes(tmp_path) == {
         "a.xml#f1": "FILE_MISSING", "a.xml#video": "NO_GRAPHIC", "a.xml#two/g": data, "a.xml#two/h": "FILE_MISSING",
-        "a.xml#t": data, "none/b.xml": "NO_FIGURES",
+        "a.xml#t": data, "a.xml#e": "LOOSE_GRAPHIC", "none/b.xml": "NO_FIGURES",
     }
     assert outcomes(tmp_path, tables_as_images=False)["a.xml#t"] == "TABLE_IMAGE"
     errors = {item.id: item.error for item in items(tmp_path, tables_as_images=False)}
     assert "lost" in str(errors["a.xml#f1"])
     assert isinstance(errors["a.xml#f1"], Terminal)
-    assert all(isinstance(errors[name], Dropped) for name in ("a.xml#video", "a.xml#t", "none/b.xml"))
+    assert all(isinstance(errors[name], Dropped) for name in ("a.xml#video", "a.xml#t", "a.xml#e", "none/b.xml"))
+
+
+def test_an_article_is_told_though_its_every_figure_failed(tmp_path: Path) -> None:
+    write(tmp_path, {
+        "1/a.xml": xml("lost", pmcid="1"), "2/b.xml": xml(pmcid="2"), "3/c.xml": xml("g", pmcid="3"),
+        "3/g.jpg": picture(), "4/d.xml": xml("g", pmcid="4")[:-9], "5.zip": zipped({"e.xml": xml("lost", pmcid="5")}),
+        "6/f.xml": xml("g", pmcid="6"), "6/g.jpg": picture(),
+    })
+    (partition,) = listed(tmp_path)
+    (tmp_path / "6/g.jpg").unlink()
+    found = read(partition, Params(root=str(tmp_path)))
+    told = {item.id: item.facts.get("article", {}).get("article_id") for item in found}
+    assert told == {
+        "1/a.xml#f1": "PMC1", "2/b.xml": "PMC2", "3/c.xml#f1": "PMC3", "4/d.xml": None, "5.zip#f1": "PMC5",
+        "6/f.xml#f1": "PMC6",
+    }
+
+
+def test_a_record_beside_the_xml_states_a_licence_and_a_retraction(tmp_path: Path) -> None:
+    record = {"pmcid": "PMC1", "version": 1, "license_code": "CC BY-NC", "is_retracted": True}
+    root = write(tmp_path, {"PMC1.1.xml": xml("g"), "g.jpg": picture(), "PMC1.json": b"{}", "g.json": b"[1]"})
+    (bare,) = listed(root)
+    write(root, {"PMC1.1.json": json.dumps(record).encode()})
+    (stated,) = listed(root)
+    assert stated.key != bare.key, "the record decides the rows"
+    (item,) = items(root)
+    row = item.facts["article"]
+    assert (row["licence"], row["licence_stated"], row["licence_agrees"]) == ("CC-BY-NC", "CC-BY-NC", None)
+    assert row["retracted"] is True and item.licences is not None and item.licences.image == "CC-BY-NC"
+    for other in (b"{", b"[]", b'{"pmcid": "PMC1"}', b'{"license_code": 3}'):
+        write(root, {"PMC1.1.json": other})
+        (item,) = items(root)
+        assert (item.facts["article"]["licence"], item.licences) == (None, None), other
 
 
 @pytest.mark.parametrize("pack", [tarball, zipped])

@@ -8,19 +8,19 @@ Items have the file "main", and may have the fact "article", a row of `articles`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from catalog.items import Item
+from catalog.items import Item, Label
 from infra.errors import ItemError, Terminal
 from transforms.decoded import Article, Decoded, IngestParams, Pseudonym, Refused, Sample
 from transforms.pictures.imagefile import open_image
 
 NAME = "figure"
-VERSION = "1"
+VERSION = "2"
 REQUIRES: dict[str, str] = {}
 Params = IngestParams
-COLUMNS = ("source_uri", "source_version", "modality", "anatomy", "view")
+COLUMNS = ("article_id", "source_uri", "source_version", "modality", "anatomy", "view")
 """Columns of `images` that an item may state."""
 
 
@@ -51,7 +51,13 @@ def _sample(item: Item, pseudonym: Pseudonym) -> Sample:
         encoded=opened.encoded,
         group=None if item.patient is None else pseudonym("article", item.patient),
         columns=columns,
-        labels=tuple(dict.fromkeys(item.labels)),
+        labels=tuple(dict.fromkeys((*item.labels, *_labels(item.facts)))),
         texts=tuple(dict.fromkeys(item.texts)),
         licences=item.licences,
     )
+
+
+def _labels(facts: Mapping[str, Any]) -> Iterator[Label]:
+    """Which figure it is: "Fig. 2" tells mentions of its panels from those of another's."""
+    if "figure_label" in facts:
+        yield Label("figure label", facts["figure_label"], "jats")
