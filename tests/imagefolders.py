@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from catalog.items import Item, Partition
-from connectors.images import Params, list_partitions, read
+from connectors import images
 from infra.errors import ItemError
 from infra.fileindex import FileIndex
 from infra.keys import sha256
@@ -39,18 +39,21 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def partitions(params: Params) -> list[Partition]:
-    found = list(list_partitions("s", params, FileIndex(None)))
+def partitions(params: Any, connector: Any = images) -> list[Partition]:
+    found = list(connector.list_partitions("s", params, FileIndex(None)))
     ids = [id for part in found for id, _ in part.contents]
     assert len(ids) == len(set(ids)) and all(json.loads(json.dumps(part.refs)) == list(part.refs) for part in found)
+    assert len({part.name for part in found}) == len(found)
     return found
 
 
-def items(params: Params) -> dict[str, Item]:
+def items(params: Any, connector: Any = images) -> dict[str, Item]:
     found = {}
-    for part in partitions(params):
-        made = list(read(part, params))
-        assert [item.id for item in made] == [id for id, _ in part.contents]
+    for part in partitions(params, connector):
+        made = list(connector.read(part, params))
+        assert [item.id for item in made if not item.inside] == [
+            id for id, _ in part.contents if id not in {item.inside for item in made}
+        ]
         found.update({item.id: item for item in made})
     return found
 
@@ -75,3 +78,11 @@ def refused(item: Item) -> str:
     made = decoded(item)
     assert isinstance(made, Refused)
     return made.error.code
+
+
+def regions(item: Item) -> list[tuple[str, tuple[float, ...] | None]]:
+    return [(r.label, r.box) for r in sample(item).regions]
+
+
+def area(item: Item) -> list[tuple[str, int]]:
+    return [(r.label, int(np.sum(r.mask))) for r in sample(item).regions]

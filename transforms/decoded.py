@@ -61,6 +61,8 @@ class Region:
     """x0, y0, x1, y1, half-open; taken from the mask where there is one"""
     ontology_id: str | None = None
     score: float | None = None
+    rater: str | None = None
+    """who drew it, where the source has several"""
 
 
 @dataclass(frozen=True)

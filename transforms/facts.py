@@ -25,10 +25,12 @@ from transforms.vocabulary import modality, phrase
 
 GROUP_ABOVE = 5
 RELATIONS_AMONG = 4
-ADMINISTRATIVE = frozenset({"split", "task", "figure label", "panel", "burned-in annotation"})
+ADMINISTRATIVE = frozenset({"split", "task", "figure label", "panel", "looks like", "burned-in annotation"})
 """Labels for whoever curates the dataset: they say nothing about what a picture shows."""
 HARMONISED = "harmonise:"
 """Origin of labels that name a source's label by its term: a second name is no second fact."""
+_BESIDE = (HARMONISED, "rater:", "question:")
+"""Origins of labels that repeat what a region, a label or a question says already."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def facts_of(
         in_volume=image.get("volume_id") is not None,
         labels=tuple(
             LabelFact(r["label_id"], phrase(r["name"]), r["value"], r["origin"]) for r in sample.rows("labels")
-            if r["name"] not in ADMINISTRATIVE and r["value"] != "unknown" and not r["origin"].startswith(HARMONISED)
+            if r["name"] not in ADMINISTRATIVE and r["value"] != "unknown" and not r["origin"].startswith(_BESIDE)
         ),
         regions=regions,
         groups=groups,

@@ -119,12 +119,12 @@ class _Batch:
         for item in items:
             if item.inside is not None:
                 self.found.setdefault(self.names[item.inside], []).append(self.names[item.id])
+            if "article" in item.facts:
+                self._article(item.facts["article"])
             if item.error is None:
                 whole.append(item)
             elif isinstance(item.error, ItemError):
                 self.rejects.append(Reject(item.id, item.error))
-                if "article" in item.facts:
-                    self._article(item.facts["article"])
             else:
                 raise item.error
         return whole
@@ -217,7 +217,8 @@ class _Batch:
         for region in sample.regions:
             trust = "box" if region.mask is None else "boundary"
             region = region if scale == 1 else scaled(region, scale)
-            row = roi_row(made, region, (height, width), expert="source", origin="given", trust=trust)
+            expert = f"source:{region.rater}" if region.rater else "source"
+            row = roi_row(made, region, (height, width), expert=expert, origin="given", trust=trust)
             if row is not None:
                 self._put("rois", row)
         for text in sample.texts:

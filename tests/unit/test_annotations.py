@@ -11,8 +11,9 @@ from imagefolders import codes, items, partitions, put, refused, sample, write
 from pydantic import ValidationError
 
 from catalog.items import Label, Licences
-from connectors.annotations import read_coco, read_voc
 from connectors.images import Params
+from connectors.images.coco import read_coco
+from connectors.images.voc import read_voc
 from infra.errors import ConfigError, ItemError
 
 TABLE = """\ufefffilename, finding ,view,age,Edema,patient,licence,note, url,
@@ -113,7 +114,7 @@ def test_a_table_may_lie_elsewhere_and_its_place_is_in_no_key(tmp_path: Path) ->
 
 def test_wrong_parameters_say_what_to_do() -> None:
     for wrong, hint in (
-        ({"layout": "csv"}, "needs csv"), ({"layout": "pairs"}, "needs mask_label"),
+        ({"layout": "csv"}, "needs table"), ({"layout": "pairs"}, "needs mask_label"),
         ({"layout": "csv", "csv": "t.csv", "fact_columns": {"a": "modalty"}}, "did you mean 'modality'"),
         ({"layout": "voc", "patient_pattern": "("}, "patient_pattern"),
     ):
@@ -182,7 +183,10 @@ def test_xml_cannot_reach_out_or_blow_up(tmp_path: Path) -> None:
     nested = "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(12))
     path = write(tmp_path / "b.xml", f'<!DOCTYPE a [<!ENTITY a0 "ha">{nested}]><a><filename>&a12;</filename></a>')
     put(tmp_path / "b.png")
-    assert len(items(Params(root=str(tmp_path), layout="voc"))) == 2
+    found = items(Params(root=str(tmp_path), layout="voc"))
+    assert codes(found) == {
+        "a.xml": "FILE_MISSING", "b.png": "ANNOTATION_UNREADABLE", "secret.txt": "NOT_READ",
+    }
 
 
 def coco(**changes: Any) -> dict[str, Any]:

@@ -34,6 +34,9 @@ def test_the_class_is_the_folder_and_splits_are_none(tmp_path: Path) -> None:
     (tmp_path / ".hidden.png").write_bytes(b"x")
     params = Params(root=str(tmp_path), layout="imagefolder", splits=("train", "test"), modality="XC")
     found = items(params)
+    notes = {"train/cat/notes.txt", "LICENSE", "train/cat/Thumbs.db"}
+    assert {codes(found)[name] for name in notes} == {"NOT_READ"}
+    found = {id: item for id, item in found.items() if id not in notes}
     assert {id: [(label.name, label.origin) for label in item.labels] for id, item in found.items()} == {
         "train/cat/a.png": [("split", "folder:split"), ("cat", "folder")],
         "test/dog/puppy/b.JPG": [("split", "folder:split"), ("puppy", "folder")],
@@ -42,7 +45,10 @@ def test_the_class_is_the_folder_and_splits_are_none(tmp_path: Path) -> None:
     assert found["train/cat/a.png"].labels[0].value == "train"
     assert all(sample(item).columns["modality"] == "XC" for item in found.values())
     whole = params.model_copy(update={"class_folder": "all", "label_map": {"puppy": "young dog", "cat": ""}})
-    labels = {id: [label.name for label in item.labels if label.name != "split"] for id, item in items(whole).items()}
+    labels = {
+        id: [label.name for label in item.labels if label.name != "split"]
+        for id, item in items(whole).items() if id in found
+    }
     assert labels == {"train/cat/a.png": [], "test/dog/puppy/b.JPG": ["dog", "young dog"], "c": []}
 
 

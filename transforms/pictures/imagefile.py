@@ -106,10 +106,10 @@ def open_image(data: bytes) -> Opened:
     Raises Terminal: NOT_IMAGE (SVG, HTML, PDF, anything else), IMAGE_UNSUPPORTED (an image that is not decoded here),
     IMAGE_BOMB (over MAX_PIXELS), IMAGE_TRUNCATED, IMAGE_CORRUPT.
     """
-    loaded = _load(data)
+    loaded = load_picture(data)
     pixels, window = _to_8_bit(loaded)
     stored = loaded.stripped.data if loaded.web else None
-    turned = np.asarray(_upright(Image.fromarray(pixels), loaded))
+    turned = np.asarray(turned_upright(Image.fromarray(pixels), loaded))
     return Opened(turned, loaded.format, stored, loaded.lossy, loaded.frames, loaded.orientation, window)
 
 
@@ -118,7 +118,7 @@ def open_mask(data: bytes) -> Opened:
 
     A mask in a lossy format has ringing around its edges: there, only values above half count. Raises as `open_image`.
     """
-    loaded = _load(data)
+    loaded = load_picture(data)
     image, threshold = loaded.image, 127 if loaded.lossy is not False else 0
     visible: Any = True
     if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
@@ -128,7 +128,7 @@ def open_mask(data: bytes) -> Opened:
     values = np.asarray(image)
     inside = (values > threshold).any(axis=2) if values.ndim == 3 else values > threshold
     mask = Image.fromarray(np.where(inside & visible, 255, 0).astype(np.uint8))
-    turned = np.asarray(_upright(mask, loaded))
+    turned = np.asarray(turned_upright(mask, loaded))
     return Opened(turned, loaded.format, None, loaded.lossy, loaded.frames, loaded.orientation)
 
 
@@ -184,7 +184,7 @@ def _guess(data: bytes) -> str:
     return "XML" if text.startswith(b"<?xml") else f"it begins with {data[:8].hex(' ')}"
 
 
-def _load(data: bytes) -> _Loaded:
+def load_picture(data: bytes) -> _Loaded:
     format = sniff(data)
     stripped = strip(format, data) if format in STRIPPERS else Stripped(data)
     # what Pillow warns of are odd tags that go anyway, and sizes that are checked here
@@ -245,7 +245,7 @@ def _orientation(stated: Any) -> int:
     return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1
 
 
-def _upright(image: Image.Image, loaded: _Loaded) -> Image.Image:
+def turned_upright(image: Image.Image, loaded: _Loaded) -> Image.Image:
     # Pillow turns TIFF upright while it loads, and no other format
     if loaded.format == "TIFF" or loaded.orientation == 1:
         return image
