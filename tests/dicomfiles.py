@@ -95,3 +95,86 @@ def listed(root: Path, index: FileIndex | None = None, **params: Any) -> list[Pa
 def read(root: Path, **params: Any) -> list[Item]:
     given = connector.Params(root=str(root), **params)
     return [item for partition in listed(root, **params) for item in connector.read(partition, given)]
+
+
+def segmentation(of: list[Dataset], masks: npt.NDArray[Any] | None = None, **elements: Any) -> Dataset:
+    """A segmentation of slices: one segment, called Liver, a frame a slice; `masks` (frames, rows, columns)."""
+    first = of[0]
+    if masks is None:
+        masks = np.zeros((len(of), first.Rows, first.Columns), bool)
+        masks[:, 1:4, 2:5] = True
+    bits = np.packbits(masks.ravel().astype(bool), bitorder="little").tobytes()
+    made = image(
+        900, np.zeros(masks.shape[1:], np.uint8), SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG",
+        SeriesInstanceUID="1.2.2.77", NumberOfFrames=len(masks), BitsAllocated=1, BitsStored=1,
+        HighBit=0, PixelData=bits + b"\0" * (len(bits) % 2), SegmentationType="BINARY", RescaleSlope=None,
+        RescaleIntercept=None, ImagePositionPatient=None, ImageOrientationPatient=None, PixelSpacing=None,
+        SOPInstanceUID="1.2.3.900", FrameOfReferenceUID=first.FrameOfReferenceUID,
+    )
+    series = Dataset()
+    series.SeriesInstanceUID = first.SeriesInstanceUID
+    made.ReferencedSeriesSequence = [series]
+    segment = Dataset()
+    segment.SegmentNumber, segment.SegmentLabel = 1, "Liver"
+    segment.SegmentedPropertyCategoryCodeSequence = [concept("123037004", "SCT", "Anatomical Structure")]
+    segment.SegmentedPropertyTypeCodeSequence = [concept("10200004", "SCT", "Liver")]
+    made.SegmentSequence = [segment]
+    shared, measures, plane = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, plane.ImageOrientationPatient = first.PixelSpacing, first.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    made.SharedFunctionalGroupsSequence = [shared]
+    made.PerFrameFunctionalGroupsSequence = [frame_of(one) for one in of]
+    for keyword, element in elements.items():
+        setattr(made, keyword, element)
+    return made
+
+
+def frame_of(source: Dataset, segment: int = 1) -> Dataset:
+    """The functional groups of a frame that outlines a slice."""
+    frame, position, identified, derived, reference = (Dataset() for _ in range(5))
+    position.ImagePositionPatient = source.ImagePositionPatient
+    identified.ReferencedSegmentNumber = segment
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    derived.SourceImageSequence = [reference]
+    frame.PlanePositionSequence, frame.SegmentIdentificationSequence = [position], [identified]
+    frame.DerivationImageSequence = [derived]
+    return frame
+
+
+def concept(code: str, scheme: str, meaning: str) -> Dataset:
+    made = Dataset()
+    made.CodeValue, made.CodingSchemeDesignator, made.CodeMeaning = code, scheme, meaning
+    return made
+
+
+def structure_set(of: list[Dataset], rois: dict[str, list[tuple[int, list[list[float]]]]], **elements: Any) -> Dataset:
+    """An RT structure set: name -> contours, each the index of a slice and points (x, y) in mm."""
+    made = image(
+        901, SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", Modality="RTSTRUCT", SOPInstanceUID="1.2.3.901",
+        SeriesInstanceUID="1.2.2.78", PixelData=None, ImagePositionPatient=None, ImageOrientationPatient=None,
+    )
+    frame, study, series = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID = of[0].SeriesInstanceUID
+    study.RTReferencedSeriesSequence, frame.RTReferencedStudySequence = [series], [study]
+    made.ReferencedFrameOfReferenceSequence = [frame]
+    made.StructureSetROISequence, made.ROIContourSequence, made.RTROIObservationsSequence = [], [], []
+    for number, (name, contours) in enumerate(rois.items(), 1):
+        roi, drawn = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, roi.ReferencedFrameOfReferenceUID = number, name, of[0].FrameOfReferenceUID
+        drawn.ReferencedROINumber = number
+        drawn.ContourSequence = [_contour(of[at], points) for at, points in contours]
+        made.StructureSetROISequence.append(roi)
+        made.ROIContourSequence.append(drawn)
+    for keyword, element in elements.items():
+        setattr(made, keyword, element)
+    return made
+
+
+def _contour(of: Dataset, points: list[list[float]]) -> Dataset:
+    contour, reference = Dataset(), Dataset()
+    z = float(of.ImagePositionPatient[2])
+    contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(points)
+    contour.ContourData = [f"{v:.6f}" for x, y in points for v in (x, y, z)]
+    reference.ReferencedSOPInstanceUID = of.SOPInstanceUID
+    contour.ContourImageSequence = [reference]
+    return contour

@@ -12,13 +12,18 @@ Sample axial:41:soft_tissue
 Windows, in order: WindowCenter and WindowWidth (the first pair), a VOI LUT, the whole range for 8-bit pixels, else the
 least to the greatest value without padding. A SIGMOID window is shown as the line through its middle. CT in Hounsfield
 units follows `transforms/scans/windows.py` instead. Of cines, and other multi-frame files that are not one scan,
-`IngestParams.frames` frames are taken. Segmentations, reports, plans and dose grids are dropped: they are no images.
+`IngestParams.frames` frames are taken, and as many scans of a file that holds several (times, echoes). Segmentations
+and structure sets become regions of the images they refer to; reports, plans and dose grids are dropped: they are no
+images.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,22 +34,30 @@ from infra.errors import Dropped, ItemError, Terminal
 from infra.keys import canonical, key, sha256
 from transforms.decoded import Decoded, IngestParams, Pixels, Pseudonym, Refused, Region, Sample, Volume
 from transforms.scans.deidentify import (
+    DEFLATED,
     Described,
+    bad_values,
     check_image,
     describe,
     header_facts,
-    number,
     open_dataset,
+    quietly,
+    value,
 )
-from transforms.scans.frames import Picture, read_picture, voi_lut
-from transforms.scans.series import Slice, Stack, affine_of, slices_of, stacks, unmosaic, without
-from transforms.scans.volumes import Scan, cut
+from transforms.scans.frames import Picture, mend_syntax, read_picture, voi_lut
+from transforms.scans.guarded import Ended, limited
+from transforms.scans.mosaics import unmosaic
+from transforms.scans.segments import Outlines, has_segments, outlines, structures
+from transforms.scans.series import Slice, Stack, affine_of, conflicting, slices_of, stacks, without
+from transforms.scans.volumes import Scan, Structure, cut
 from transforms.scans.windows import Window, choose_windows, to_grey
 
 NAME = "dicom"
-VERSION = "1"
+VERSION = "2"
 REQUIRES = {"pydicom": "pydicom"}
 
+SMALL = 2 << 20
+"""Bytes whose elements cannot take more than some hundred MB, however they are nested."""
 
 
 class Params(BaseModel):
@@ -56,11 +69,13 @@ class Params(BaseModel):
 def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) -> Iterator[Decoded]:
     """Decode the files of one series (role "main"). Codes of refusals beside those of `open_dataset`:
 
-    NOT_AN_IMAGE (dropped), DUPLICATE_FILE (dropped), NO_PIXELS, DIMENSIONS_IMPLAUSIBLE, PIXELS_TRUNCATED,
-    PIXELS_CORRUPT, PIXELS_UNSUPPORTED, TRANSFER_SYNTAX_UNSUPPORTED, MOSAIC_UNSUPPORTED.
+    NOT_AN_IMAGE and NO_OUTLINES (dropped), DUPLICATE_FILE (dropped), UID_CONFLICT, PARSE_LIMIT, PARSE_CRASHED,
+    NO_PIXELS, DIMENSIONS_IMPLAUSIBLE, PIXELS_TRUNCATED, PIXELS_CORRUPT, PIXELS_UNSUPPORTED, DECODE_LIMIT,
+    DECODE_CRASHED, TRANSFER_SYNTAX_UNSUPPORTED, MOSAIC_UNSUPPORTED, REFERENCE_MISSING, SEGMENTS_UNREADABLE.
     """
     sources: dict[str, Described] = {}
     slices: list[Slice] = []
+    outlining: dict[str, Any] = {}
     first_with: dict[str, str] = {}
     for item in items:
         data = item.files["main"]
@@ -68,46 +83,173 @@ def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) ->
         try:
             if digest in first_with:
                 raise Dropped("DUPLICATE_FILE", f"same bytes as {first_with[digest]}; nothing to do")
-            dataset = open_dataset(data)
-            check_image(dataset, len(data))
+            dataset = open_safely(data)
+            if has_segments(dataset):
+                outlining[item.id] = dataset
+            else:
+                check_image(dataset, len(data))
         except ItemError as error:
             yield Refused(item.id, error)
             continue
         first_with[digest] = item.id
-        sources[item.id] = describe(item, dataset, pseudonym)
-        slices += slices_of(item.id, digest, dataset)
-    loose: dict[str, list[Slice]] = {}
-    for stack in stacks(slices):
-        if _is_whole_scan(stack):
-            yield from _scan(stack, sources, params)
-            continue
-        for s in stack.slices:
-            loose.setdefault(s.item, []).append(s)
-    for frames in loose.values():
-        yield from _stills(sorted(frames, key=lambda s: s.frame or 0), sources, params)
+        if item.id not in outlining:
+            sources[item.id] = describe(item, dataset, pseudonym)
+            slices += slices_of(item.id, digest, dataset)
+    conflicts = conflicting(slices)
+    conflict = Terminal("UID_CONFLICT", "another file has its UID and place but other pixels; find out which is true")
+    yield from (Refused(item, conflict) for item in conflicts)
+    slices = [s for s in slices if s.item not in conflicts]
+    drawn, refused = _drawn(outlining, slices)
+    yield from refused
+    kept: set[str] = set()
+    for made in _images(slices, sources, drawn, params):
+        kept.update(made.items if isinstance(made, Sample) else ())
+        yield made
+    for item_id in drawn.files:
+        if item_id not in kept:
+            yield Refused(item_id, Terminal("REFERENCE_MISSING", "the images that it outlines could not be read"))
 
 
-def open_scan(files: Sequence[bytes]) -> Scan:
-    """The scan of a row of `volumes` again, from its files in the order of the row. Raises ItemError."""
-    slices = [s for n, data in enumerate(files) for s in slices_of(str(n), sha256(data), open_dataset(data))]
+def _images(
+    slices: list[Slice], sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams
+) -> Iterator[Decoded]:
+    """What becomes of the slices of a series: scans, and single images or frames of what is no scan."""
     found = stacks(slices)
-    if len(found) != 1 or not found[0].is_scan:
+    many = _scans_of_files(found)
+    loose: dict[str, list[Slice]] = {}
+    for stack in found:
+        first = stack.slices[0]
+        if stack.is_scan and first.frame is None:
+            yield from _scan(stack, sources, drawn, params)
+        elif first.source not in many:
+            for s in stack.slices:
+                loose.setdefault(s.item, []).append(s)
+    for scans in many.values():
+        yield from _scans_of_file(scans, sources, drawn, params)
+    for frames in loose.values():
+        yield from _stills(sorted(frames, key=lambda s: s.frame or 0), sources, drawn, params)
+
+
+def _scans_of_files(found: Sequence[Stack]) -> dict[str, list[Stack]]:
+    """The scans of multi-frame files (or concatenations of them) of which every frame belongs to a scan."""
+    by_source: dict[str, list[Stack]] = {}
+    for stack in found:
+        if stack.slices[0].frame is not None:
+            by_source.setdefault(stack.slices[0].source, []).append(stack)
+    return {source: scans for source, scans in by_source.items() if all(stack.is_scan for stack in scans)}
+
+
+def _scans_of_file(
+    scans: Sequence[Stack], sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams
+) -> Iterator[Decoded]:
+    """At most `params.frames` evenly spaced scans of one file; a frame that cannot be read refuses the file."""
+    count = min(params.frames, len(scans))
+    chosen = [(2 * n + 1) * len(scans) // (2 * count) for n in range(count)]
+    made: list[Decoded] = []
+    for n in chosen:
+        made += _scan(scans[n], sources, drawn, params, (n, len(scans)) if len(scans) > 1 else None)
+        if any(isinstance(one, Refused) for one in made):
+            yield from dict.fromkeys(one for one in made if isinstance(one, Refused))
+            return
+    left_out = {s.item for stack in scans for s in stack.slices} - {s.item for n in chosen for s in scans[n].slices}
+    yield from (Refused(item, Dropped("FRAMES_NOT_CHOSEN", "other scans of its file were chosen")) for item in left_out)
+    yield from made
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Regions on the slices of a series, by the files that state them."""
+
+    files: Mapping[str, Outlines]
+    places: Mapping[int, int]
+    """identity of a slice -> its index among those that were outlined"""
+
+    def on(self, slices: Sequence[Slice]) -> tuple[str, ...]:
+        """The files that speak of any of these slices."""
+        at = {self.places[id(s)] for s in slices} if self.files else set()
+        return tuple(item for item, outlines in self.files.items() if outlines.on & at)
+
+    def structures(self, stack: Stack) -> tuple[Structure, ...]:
+        places = {self.places[id(s)]: z for z, s in enumerate(stack.slices)} if self.files else {}
+        return tuple(one for outlines in self.files.values() for one in structures(outlines.found, places))
+
+    def regions(self, s: Slice) -> tuple[Region, ...]:
+        return tuple(
+            Region(one.named.label, one.named.role, one.whole(s.size[:2]), ontology_id=one.named.ontology_id)
+            for outlines in self.files.values() for one in outlines.found if one.at == self.places[id(s)]
+        )
+
+
+def _drawn(outlining: Mapping[str, Any], slices: Sequence[Slice]) -> tuple[_Drawn, list[Refused]]:
+    """What segmentations and structure sets say about slices, and those that say nothing of use."""
+    found: dict[str, Outlines] = {}
+    refused = []
+    for item, dataset in outlining.items():
+        try:
+            found[item] = outlines(dataset, slices)
+        except ItemError as error:
+            refused.append(Refused(item, error))
+    return _Drawn(found, {id(s): at for at, s in enumerate(slices)}), refused
+
+
+def open_safely(data: bytes) -> Any:
+    """`open_dataset`, with the pixels' true transfer syntax, after a child has tried what may explode.
+
+    A small file cannot hold enough elements to do harm: only what is large or deflated is tried. Raises also
+    PARSE_LIMIT, PARSE_CRASHED.
+    """
+    if len(data) > SMALL or DEFLATED.encode() in data[:1024]:
+        try:
+            limited(_try, data)
+        except Ended as ended:
+            code = "PARSE_CRASHED" if ended.how == "crashed" else "PARSE_LIMIT"
+            raise Terminal(code, f"reading the header ended the reader ({ended.how}); check the file") from None
+    dataset = open_dataset(data)
+    mend_syntax(dataset)
+    return dataset
+
+
+def _try(data: bytes) -> None:
+    """Read a header as deep as it goes, where it is large."""
+    dataset = open_dataset(data)
+    if len(data) - len(value(dataset, "PixelData") or b"") > SMALL:
+        with quietly():
+            _walk(dataset)
+
+
+def _walk(dataset: Any) -> None:
+    for tag in list(dataset.keys()):
+        with contextlib.suppress(*bad_values()):  # what cannot be read does no harm
+            if dataset[tag].VR == "SQ":
+                for inner in dataset[tag].value:
+                    _walk(inner)
+
+
+def open_scan(files: Sequence[bytes], frame: int = 0) -> Scan:
+    """The scan of a row of `volumes` again, from its files in the order of the row. Raises ItemError.
+
+    `frame` stands in the row's header column where a file holds several scans.
+    """
+    slices = [s for n, data in enumerate(files) for s in slices_of(str(n), sha256(data), open_safely(data))]
+    found = stacks(slices)
+    several = slices[0].frame is not None if slices else False
+    if len(found) <= frame or not found[frame].is_scan or (len(found) > 1 and not several):
         raise Terminal("NOT_A_SCAN", "these files do not make one scan; give all files of one row of volumes")
-    values, rescaled, lost = _read(found[0])
+    values, rescaled, lost = _read(found[frame])
     if lost:
         raise next(iter(lost.values()))
-    facts = header_facts(found[0].slices[0].dataset)
-    return _scan_of(found[0], values, rescaled, facts.get("Modality"), facts.get("BodyPartExamined"))
+    facts = header_facts(found[frame].slices[0].dataset)
+    return _scan_of(found[frame], values, rescaled, facts.get("Modality"), facts.get("BodyPartExamined"))
 
 
-def _is_whole_scan(stack: Stack) -> bool:
-    """A scan of single-frame files, or of all frames of one file."""
-    first = stack.slices[0]
-    return stack.is_scan and (first.frame is None or len(stack.slices) == number(first.dataset, "NumberOfFrames"))
+def _scan(
+    stack: Stack, sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams,
+    among: tuple[int, int] | None = None,
+) -> Iterator[Decoded]:
+    """The volume of a stack and the slices cut from it; unreadable slices are refused, and leave a gap.
 
-
-def _scan(stack: Stack, sources: Mapping[str, Described], params: IngestParams) -> Iterator[Decoded]:
-    """The volume of a stack and the slices cut from it; unreadable slices are refused, and leave a gap."""
+    `among`: which scan of its file it is, and of how many.
+    """
     values, rescaled, lost = _read(stack)
     if lost and stack.slices[0].frame is not None:
         yield Refused(stack.slices[0].item, next(iter(lost.values())))
@@ -116,32 +258,34 @@ def _scan(stack: Stack, sources: Mapping[str, Described], params: IngestParams) 
     rest = without(stack, lost) if lost else [stack]
     if not (rest and rest[0].is_scan):
         for left in rest:
-            yield from _stills(list(left.slices), sources, params)
+            yield from _stills(list(left.slices), sources, drawn, params)
         return
     stack, first = rest[0], sources[rest[0].slices[0].item]
     try:
         values = np.delete(values, list(lost), axis=2) if lost else values
         scan = _scan_of(stack, values, rescaled, first.columns["modality"], first.columns["anatomy"])
+        scan = scan if stack.slices[0].mosaic else replace(scan, structures=drawn.structures(stack))
     except Terminal as error:
         yield Refused(first.item.id, error)
         return
     items = tuple(dict.fromkeys(s.item for s in stack.slices))
     content = tuple(dict.fromkeys(s.sha256 for s in stack.slices))
-    volume_id = key("volume", *content)
+    place = {"frame": among[0], "frames": among[1]} if among else {}
+    volume_id = key("volume", *content, *(among[:1] if among else ()))
     yield Volume(items, {
         "volume_id": volume_id, "group_id": first.group, "items": list(items), "sha256": list(content),
         "modality": first.columns["modality"], "shape": list(scan.values.shape),
         "affine": None if scan.affine is None else scan.affine.ravel().tolist(),
         "spacing": None if scan.spacing is None else list(scan.spacing),
         "orientation": scan.orientation, "rescale_applied": rescaled, "geometry_flags": list(stack.flags),
-        "header": canonical(dict(first.facts)).decode(),
+        "header": canonical({**first.facts, **place}).decode(),
     })
     labels = tuple(dict.fromkeys(label for item in items for label in sources[item].labels))
     texts = tuple(dict.fromkeys(words for item in items for words in sources[item].item.texts))
     for piece in cut(scan, params):
         yield Sample(
-            items, content, piece.locator, piece.pixels, group=first.group,
-            columns={**piece.columns, **first.columns, "volume_id": volume_id},
+            (*items, *drawn.on(stack.slices)), content, f"t:{among[0]}/{piece.locator}" if among else piece.locator,
+            piece.pixels, group=first.group, columns={**piece.columns, **first.columns, "volume_id": volume_id},
             regions=piece.regions, labels=labels, texts=texts, licences=first.item.licences,
         )
 
@@ -173,7 +317,9 @@ def _scan_of(
     return Scan(values, affine, shown_as, anatomy, stack.window, first.inverted)
 
 
-def _stills(frames: list[Slice], sources: Mapping[str, Described], params: IngestParams) -> Iterator[Decoded]:
+def _stills(
+    frames: list[Slice], sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams
+) -> Iterator[Decoded]:
     """A single image, or evenly spaced frames of a multi-frame file; one bad frame among those refuses the file."""
     count = min(params.frames, len(frames))
     chosen = [frames[(2 * n + 1) * len(frames) // (2 * count)] for n in range(count)]
@@ -182,7 +328,7 @@ def _stills(frames: list[Slice], sources: Mapping[str, Described], params: Inges
         pictures = [read_picture(s) for s in chosen]
         shown = partial(_extent_of, pictures)
         made = [
-            _still(s, name, pixels, window, source)
+            _still(s, name, pixels, window, source, drawn, frames)
             for s, picture in zip(chosen, pictures, strict=True)
             for name, pixels, window in _shown(s, picture, shown, source, params)
         ]
@@ -192,18 +338,24 @@ def _stills(frames: list[Slice], sources: Mapping[str, Described], params: Inges
     yield from made
 
 
-def _still(s: Slice, name: str, pixels: Pixels, window: Window | None, source: Described) -> Sample:
+def _still(
+    s: Slice, name: str, pixels: Pixels, window: Window | None, source: Described, drawn: _Drawn, of: Sequence[Slice]
+) -> Sample:
+    """A sample of one frame `of` a file."""
     place = "" if s.frame is None else f"frame:{s.frame}"
-    boxes = tuple(Region(box.label, box.role, box=box.xyxy) for box in source.item.boxes)
+    boxes = [Region(box.label, box.role, box=box.xyxy) for box in source.item.boxes]
+    outlined = drawn.regions(s) if drawn.files else ()
     localizer = (Label("localizer", "present", "dicom:ImageType"),) if s.localizer else ()
     return Sample(
-        (s.item,), (s.sha256,), ":".join(part for part in (place, name) if part), pixels, group=source.group,
+        (s.item, *drawn.on(of)), (s.sha256,), ":".join(part for part in (place, name) if part), pixels,
+        group=source.group,
         columns={
             "view": source.facts.get("ViewPosition") or s.plane, "slice_index": s.frame,
             "window": list(window) if window else None, "pixel_spacing": list(s.spacing) if s.spacing else None,
             "orientation": s.orientation, **source.columns,
         },
-        regions=boxes, labels=(*source.labels, *localizer), texts=source.item.texts, licences=source.item.licences,
+        regions=(*boxes, *outlined), labels=(*source.labels, *localizer), texts=source.item.texts,
+        licences=source.item.licences,
     )
 
 

@@ -1,7 +1,7 @@
 """Pixels of DICOM frames: decompressed, rescaled to modality units, with the window that the file asks for.
 
 The invariant: values are those of the standard's modality stage, whichever codec is installed; a stream that does not
-decode whole is refused, never filled up. gdcm can end the whole process on a corrupt stream, so it runs in a child.
+decode whole is refused, never filled up. Codecs can crash and explode, so all of them run in a child (`guarded.py`).
 
 >>> picture = read_picture(slices_of(dataset)[0])
 >>> picture.values.dtype
@@ -10,8 +10,6 @@ dtype('float32')
 
 from __future__ import annotations
 
-import signal
-from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -30,13 +28,18 @@ from transforms.scans.deidentify import (
     uid_name,
     value,
 )
+from transforms.scans.guarded import Ended, limited
 from transforms.scans.series import Slice, functional
 from transforms.scans.windows import Window
 
 PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow", "gdcm")
 """The first of these that knows a transfer syntax decodes it. There is no second opinion: gdcm fills up cut streams."""
-GDCM_SECONDS = 120
-"""Time that gdcm may take for one frame."""
+MAGIC = (
+    (b"\xff\x4f\xff\x51", "1.2.840.10008.1.2.4.91"), (b"\xff\xc0", "1.2.840.10008.1.2.4.50"),
+    (b"\xff\xc1", "1.2.840.10008.1.2.4.51"), (b"\xff\xc3", "1.2.840.10008.1.2.4.57"),
+    (b"\xff\xf7", "1.2.840.10008.1.2.4.81"),
+)
+"""Markers (JPEG 2000's beginning; the frame header of JPEG and JPEG-LS) and the transfer syntax that reads them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ def read_picture(s: Slice) -> Picture:
     """Decode one frame, to modality units or to RGB. Raises Terminal."""
     from pydicom.pixels.processing import apply_color_lut
 
-    raw = _raw(s)
+    raw = read_stored(s)
     with quietly():
         try:
             if text(s.dataset, "PhotometricInterpretation") == "PALETTE COLOR":
@@ -77,8 +80,8 @@ def read_picture(s: Slice) -> Picture:
     return Picture(values, rescaled, s, raw)
 
 
-def _raw(s: Slice) -> npt.NDArray[Any]:
-    """Stored values of one frame; colour as RGB."""
+def read_stored(s: Slice) -> npt.NDArray[Any]:
+    """Stored values of one frame; colour as RGB. Raises Terminal."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import JPEGExtended12Bit
 
@@ -94,14 +97,7 @@ def _raw(s: Slice) -> npt.NDArray[Any]:
             raise Terminal("TRANSFER_SYNTAX_UNSUPPORTED", f"{name} needs one of: {wanted}")
         if syntax == JPEGExtended12Bit and (number(s.dataset, "BitsStored") or 0) > 8:
             raise Terminal("TRANSFER_SYNTAX_UNSUPPORTED", f"{name} with more than 8 bits needs pylibjpeg-libjpeg (GPL)")
-        try:
-            coded = is_encapsulated(s.dataset)
-            raw = _decompressed(s, decoder) if coded else decoder.as_array(s.dataset, index=s.frame or 0)[0]
-        except _bad_pixels() as error:
-            where = "" if s.frame is None else f" of frame {s.frame}"
-            raise Terminal(
-                "PIXELS_CORRUPT", f"the pixels{where} do not decode as {name} ({type(error).__name__}); fetch it again"
-            ) from None  # plug-ins quote the header
+        raw = _decompressed(s, decoder) if is_encapsulated(s.dataset) else _native(s, decoder)
     if raw.ndim == 3 and raw.shape[2] != 3:
         raise Terminal("PIXELS_UNSUPPORTED", f"{raw.shape[2]} samples a pixel; only grey, palette and RGB are read")
     return raw
@@ -113,51 +109,93 @@ def _bad_pixels() -> tuple[type[Exception], ...]:
     return (*bad_values(), RuntimeError, EOFError, OSError, MemoryError)
 
 
+def _native(s: Slice, decoder: Any) -> npt.NDArray[Any]:
+    try:
+        raw: npt.NDArray[Any] = decoder.as_array(s.dataset, index=s.frame or 0)[0]
+    except _bad_pixels() as error:
+        raise _corrupt(s, error) from None  # pydicom quotes the header
+    return raw
+
+
 def _decompressed(s: Slice, decoder: Any) -> npt.NDArray[Any]:
-    """One frame. gdcm runs in a process of its own, because some bad streams abort it."""
+    """One frame, decompressed by a child."""
     from pydicom.encaps import get_frame
     from pydicom.pixels.utils import as_pixel_options
 
-    options = as_pixel_options(s.dataset, pixel_keyword="PixelData")
-    frames, offsets = options["number_of_frames"], options.pop("extended_offsets", None)
-    options["number_of_frames"] = 1
-    stream = get_frame(s.dataset.PixelData, s.frame or 0, number_of_frames=frames, extended_offsets=offsets)
+    try:
+        options = as_pixel_options(s.dataset, pixel_keyword="PixelData")
+        frames, offsets = options["number_of_frames"], options.pop("extended_offsets", None)
+        options["number_of_frames"] = 1
+        stream = get_frame(s.dataset.PixelData, s.frame or 0, number_of_frames=frames, extended_offsets=offsets)
+    except _bad_pixels() as error:
+        raise _corrupt(s, error) from None
     start = stream.find(b"\xff\x4f\xff\x51", 0, 512)
     if start >= 0:  # JPEG 2000: its own size, not the header's, decides what is allocated
-        right, down, left, up = np.frombuffer(stream, ">u4", 4, start + 8).tolist()
+        right, down, left, up = np.frombuffer(stream.ljust(start + 24, b"\0"), ">u4", 4, start + 8).tolist()
         if (down - up, right - left) != s.size[:2]:
-            raise ValueError
+            raise Terminal("PIXELS_CORRUPT", "the JPEG 2000 stream has another size than the header; fetch it again")
     plugin = next(name for name in PLUGINS if name in decoder.available_plugins)
-    if plugin != "gdcm":
-        return _one_frame(str(decoder.UID), stream, options, plugin)
     try:
-        return _gdcm().submit(_one_frame, str(decoder.UID), stream, options, plugin, GDCM_SECONDS).result()
-    except BrokenExecutor:
-        _gdcm.cache_clear()
-        raise
+        raw = limited(_one_frame, str(decoder.UID), stream, options, plugin)
+    except Ended as ended:
+        code = "DECODE_CRASHED" if ended.how == "crashed" else "DECODE_LIMIT"
+        raise Terminal(code, f"{plugin} ended on the pixels ({ended.how}); check the file, or transcode it") from None
+    if isinstance(raw, str):
+        raise _corrupt(s, raw)
+    return raw
 
 
-@cache
-def _gdcm() -> Executor:
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-
-
-def _one_frame(syntax: str, stream: bytes, options: dict[str, Any], plugin: str, seconds: int = 0) -> npt.NDArray[Any]:
-    """Decode one frame; with `seconds` this process ends when it takes longer."""
+def _one_frame(syntax: str, stream: bytes, options: dict[str, Any], plugin: str) -> npt.NDArray[Any] | str:
+    """Decode one frame, or say which error that met."""
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
 
     with quietly():
-        if seconds:
-            signal.alarm(seconds)
         try:
             return get_decoder(syntax).as_array(encapsulate([stream]), index=0, decoding_plugin=plugin, **options)[0]
-        finally:
-            if seconds:
-                signal.alarm(0)
+        except MemoryError:
+            raise
+        except _bad_pixels() as error:
+            return type(error).__name__
+
+
+def _corrupt(s: Slice, error: Exception | str) -> Terminal:
+    where = "" if s.frame is None else f" of frame {s.frame}"
+    name = uid_name(s.dataset.file_meta.TransferSyntaxUID)
+    what = error if isinstance(error, str) else type(error).__name__
+    return Terminal("PIXELS_CORRUPT", f"the pixels{where} do not decode as {name} ({what}); fetch it again")
+
+
+def mend_syntax(dataset: Any) -> None:
+    """Name the transfer syntax that the pixels are in, where the file names another.
+
+    Files are stored by tools that copy a header or decompress without a word. What counts is how the pixels begin: an
+    item tag or a codestream's marker, or exactly the bytes that plain pixels need. Nothing else is mended.
+    """
+    from pydicom.encaps import encapsulate, get_frame
+
+    pixels = value(dataset, "PixelData")
+    shape = [number(dataset, k) or 0 for k in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
+    frames = number(dataset, "NumberOfFrames") or 1
+    plain = int(np.prod([*shape, frames]) // 8)
+    if not pixels or len(pixels) < 8 or uid_name(dataset.file_meta.TransferSyntaxUID) is None:
+        return  # a private syntax may mean anything
+    items = pixels[:4] == b"\xfe\xff\x00\xe0"
+    if is_encapsulated(dataset):
+        if not items and len(pixels) in (plain, plain + plain % 2):
+            dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+        return
+    if len(pixels) in (plain, plain + plain % 2) or not (items or pixels[:3] == b"\xff\xd8\xff"):
+        return
+    try:
+        stream = get_frame(pixels, 0, number_of_frames=int(frames)) if items else pixels
+    except _bad_pixels():
+        return
+    found = [(at, syntax) for marker, syntax in MAGIC if (at := stream.find(marker, 0, 1 << 16)) >= 0]
+    if found:
+        dataset.file_meta.TransferSyntaxUID = min(found)[1]
+        if not items:
+            dataset.PixelData = encapsulate([pixels])
 
 
 def _eight_bit(colour: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:

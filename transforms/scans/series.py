@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infra.errors import Terminal
-from transforms.scans.deidentify import bad_values, number, numbers, quietly, text, texts, value
+from transforms.scans.deidentify import number, numbers, text, texts, value
 from transforms.scans.windows import Window
 
 Vector = npt.NDArray[np.float64]
@@ -51,6 +50,17 @@ TELLS_APART = (
     "DiffusionBValue",
 )
 """Attributes that tell slices at one place apart, in the order in which they are tried."""
+FRAMES_TELL_APART = (
+    ("StackID", "FrameContentSequence"), ("DimensionIndexValues", "FrameContentSequence"),
+    ("TemporalPositionIndex", "FrameContentSequence"), ("EffectiveEchoTime", "MREchoSequence"),
+    ("DiffusionBValue", "MRDiffusionSequence"),
+    ("NominalCardiacTriggerDelayTime", "CardiacSynchronizationSequence"), ("FrameType", "MRImageFrameTypeSequence"),
+    ("FrameType", "CTImageFrameTypeSequence"), ("FrameAcquisitionNumber", "FrameContentSequence"),
+)
+"""The same of frames of one file, with their functional groups; of dimension indices, those that are no places."""
+OWNERS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+PLACES = (0x00200032, 0x00209057, 0x00209113)
+"""Dimensions that say where a frame lies: ImagePositionPatient, InStackPositionNumber, PlanePositionSequence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +75,11 @@ class Slice:
     """frame number from 0; None: the file has a single frame"""
     modality: str = ""
     owner: tuple[str, ...] = ()
-    """patient, study and frame of reference, in clear: slices of two patients never meet"""
+    """patient, study, series and frame of reference, in clear: slices of two patients never meet"""
+    uid: str = ""
+    """SOPInstanceUID of the file, in clear; "": it has none"""
+    source: str = ""
+    """what its frames may be put together with: the item, or the concatenation that several items are parts of"""
     size: tuple[int, int, int] = (0, 0, 0)
     """rows, columns, samples a pixel"""
     position: Vector | None = None
@@ -181,11 +195,31 @@ def stacks(slices: Sequence[Slice]) -> list[Stack]:
         if len(alike) == 1 or not _could_be_scan(alike[0]):
             made += [Stack((s,), False) for s in alike]
             continue
-        for part in _told_apart(alike, TELLS_APART):
+        tells = TELLS_APART if alike[0].frame is None else FRAMES_TELL_APART
+        for part in _told_apart(alike, tells):
             dealt = _dealt(part)
             flags = ("duplicate_slices",) if len(dealt) > 1 else ()
             made += [stack for pile in dealt for stack in _stack(pile, flags)]
     return made
+
+
+def conflicting(slices: Iterable[Slice]) -> list[str]:
+    """Items that share their UID and place with one of other pixels: which of them is true is unknown.
+
+    Files of one UID at different places are different pictures of a careless tool, and those in another transfer syntax
+    or bit depth are copies of a careless one; they do no harm.
+    """
+    alike: dict[tuple[Any, ...], list[Slice]] = defaultdict(list)
+    for s in slices:
+        if s.uid and not s.frame:
+            place = None if s.position is None else tuple(s.position.tolist())
+            syntax = s.dataset.file_meta.TransferSyntaxUID
+            depth = number(s.dataset, "BitsAllocated")
+            alike[s.uid, syntax, s.size, depth, s.frame, place, number(s.dataset, "InstanceNumber")].append(s)
+    return [
+        s.item for same in alike.values() if len(same) > 1
+        and len({value(s.dataset, "PixelData") for s in same}) > 1 for s in same
+    ]
 
 
 def affine_of(slices: Sequence[Slice]) -> Vector:
@@ -205,38 +239,14 @@ def affine_of(slices: Sequence[Slice]) -> Vector:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
 
 
-def unmosaic(s: Slice, picture: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], Vector]:
-    """(x, y, z) values and affine (mm, RAS+) of a Siemens mosaic, from its picture (rows, columns).
-
-    How many tiles count and where they lie is in Siemens' private header, which nibabel reads; nothing else of it is
-    used. Raises Terminal MOSAIC_UNSUPPORTED when it is missing or does not fit.
-    """
-    with quietly():  # the module warns when it is imported
-        from nibabel.nicom.dicomwrappers import WrapperError, wrapper_from_data
-
-    misfit: tuple[type[Exception], ...] = (WrapperError, *bad_values())
-    try:
-        with quietly():
-            tiles: Any = wrapper_from_data(s.dataset)  # type: ignore[no-untyped-call]
-            rows, columns, count = tiles.image_shape
-            affine = np.asarray(tiles.affine, dtype=np.float64)
-        side = s.size[0] // rows
-        stack = picture.reshape(side, rows, side, columns).transpose(0, 2, 1, 3).reshape(-1, rows, columns)[:count]
-    except misfit as error:
-        advice = "convert the series with dcm2niix and ingest the NIfTI"
-        message = f"the private header of a Siemens mosaic cannot be read ({type(error).__name__}); {advice}"
-        raise Terminal("MOSAIC_UNSUPPORTED", message) from None
-    return np.asfortranarray(stack.transpose(2, 1, 0)), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine[:, [1, 0, 2, 3]]
-
-
 def _slice(item: str, sha256: str, dataset: Any, frame: int | None) -> Slice:
     cosines = numbers(functional(dataset, frame, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
     position = numbers(functional(dataset, frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
     spacing = numbers(functional(dataset, frame, "PixelMeasuresSequence"), "PixelSpacing", 2)
     directions = _directions(cosines)
     return Slice(
-        item, sha256, dataset, frame, text(dataset, "Modality"),
-        tuple(text(dataset, keyword) for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")),
+        item, sha256, dataset, frame, text(dataset, "Modality"), tuple(text(dataset, keyword) for keyword in OWNERS),
+        text(dataset, "SOPInstanceUID"), text(dataset, "ConcatenationUID") or item,
         (_count(dataset, "Rows"), _count(dataset, "Columns"), _count(dataset, "SamplesPerPixel")),
         None if position is None else np.array(position),
         *directions,
@@ -284,7 +294,7 @@ def _are_alike(a: Slice, b: Slice) -> bool:
     kinds = [(s.modality, s.owner, s.size, s.localizer, s.has_place) for s in (a, b)]
     if kinds[0] != kinds[1]:
         return False
-    if (a.frame is not None or b.frame is not None) and a.item != b.item:
+    if (a.frame is not None or b.frame is not None) and a.source != b.source:
         return False
     if not a.has_place:
         return True
@@ -294,18 +304,29 @@ def _are_alike(a: Slice, b: Slice) -> bool:
     )
 
 
-def _told_apart(slices: list[Slice], keywords: Sequence[str]) -> Iterator[list[Slice]]:
-    """Slices parted by the first keyword that parts those at one place and leaves no part too small for a scan."""
-    if not keywords or not _doubled(slices):
+def _told_apart(slices: list[Slice], tells: Sequence[str | tuple[str, str]]) -> Iterator[list[Slice]]:
+    """Slices parted by the first attribute that parts those at one place and leaves no part too small for a scan."""
+    if not tells or not _doubled(slices):
         yield slices
         return
     parts: dict[str, list[Slice]] = defaultdict(list)
     for s in slices:
-        parts[str(value(s.dataset, keywords[0]))].append(s)
+        parts[_told(s, tells[0])].append(s)
     if min(map(len, parts.values())) < FEWEST_SLICES:
         parts = {"": slices}
     for name in sorted(parts):
-        yield from _told_apart(parts[name], keywords[1:])
+        yield from _told_apart(parts[name], tells[1:])
+
+
+def _told(s: Slice, tell: str | tuple[str, str]) -> str:
+    """The value of an attribute of TELLS_APART or FRAMES_TELL_APART, as text that sorts as its numbers do."""
+    keyword, group = (tell, "") if isinstance(tell, str) else tell
+    found = value(functional(s.dataset, s.frame, group) if group else s.dataset, keyword)
+    if keyword == "DimensionIndexValues" and found is not None:
+        pointers = [value(one, "DimensionIndexPointer") for one in value(s.dataset, "DimensionIndexSequence") or ()]
+        many = found if hasattr(found, "__iter__") else (found,)
+        found = [f"{at:09d}" for at, pointer in zip(many, pointers, strict=False) if pointer not in PLACES]
+    return f"{found:020.6f}" if isinstance(found, float | int) else str(found)
 
 
 def _doubled(slices: list[Slice]) -> bool:

@@ -29,7 +29,7 @@ from infra.plugins import nearest
 from transforms.decoded import IngestParams, Pixels, Region
 from transforms.scans.windows import Window, choose_windows, named_window, percentile_window, to_grey
 
-__all__ = ["Cut", "Scan", "Window", "canonical", "check", "choose_slices", "cut", "role_of", "to_grey"]
+__all__ = ["Cut", "Scan", "Structure", "Window", "canonical", "check", "choose_slices", "cut", "role_of", "to_grey"]
 
 PLANES: Mapping[str, tuple[int, str]] = {"sagittal": (0, "PI"), "coronal": (1, "LI"), "axial": (2, "LP")}
 """plane -> (axis of an LPS array that it cuts across, directions in which its columns and rows grow)"""
@@ -43,6 +43,19 @@ FOREGROUND = 0.1
 """Elsewhere: voxels above this share of the display window are not background."""
 FOREGROUND_SHARE = 0.01
 """A slice with a smaller share of such voxels is background."""
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """An outlined structure of a scan: the mask of its bounding box, and where that begins."""
+
+    label: str
+    role: str
+    mask: npt.NDArray[np.bool_]
+    """(x, y, z)"""
+    corner: tuple[int, int, int]
+    """voxel index of the mask's first voxel"""
+    ontology_id: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +79,8 @@ class Scan:
     """label value -> name"""
     masks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     """name -> (x, y, z); unlike labels, masks may overlap"""
+    structures: tuple[Structure, ...] = ()
+    """as masks, with role and concept, and no larger than they must be"""
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
@@ -116,6 +131,7 @@ def canonical(scan: Scan) -> Scan:
         affine=scan.affine @ lay.matrix(scan.values.shape),
         labels=None if scan.labels is None else lay.apply(scan.labels),
         masks={name: lay.apply(mask) for name, mask in scan.masks.items()},
+        structures=tuple(lay.structure(one, scan.values.shape) for one in scan.structures),
     )
 
 
@@ -213,6 +229,13 @@ class _Lay:
     def apply(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array.transpose(self.axes)[tuple(slice(None, None, -1 if f else 1) for f in self.flipped)]
 
+    def structure(self, one: Structure, shape: tuple[int, ...]) -> Structure:
+        x, y, z = (
+            shape[own] - one.corner[own] - one.mask.shape[own] if flipped else one.corner[own]
+            for own, flipped in zip(self.axes, self.flipped, strict=True)
+        )
+        return replace(one, mask=self.apply(one.mask), corner=(x, y, z))
+
     def index(self, axis: int, index: int, size: int) -> int:
         """The array's own index of slice `index` of an LPS axis."""
         return size - 1 - index if self.flipped[axis] else index
@@ -282,16 +305,31 @@ def _regions(scan: Scan, axis: int, index: int) -> Iterator[Region]:
     for name, mask in scan.masks.items():
         if (face := _face(mask, axis, index)).any():
             yield Region(name, role_of(name), np.ascontiguousarray(face))
+    for one in scan.structures:
+        at = index - one.corner[axis]
+        if 0 <= at < one.mask.shape[axis] and (part := np.moveaxis(one.mask, axis, 0)[at]).any():
+            across, down = (a for a in range(3) if a != axis)
+            whole = np.zeros((scan.values.shape[across], scan.values.shape[down]), bool)
+            x, y = one.corner[across], one.corner[down]
+            whole[x : x + part.shape[0], y : y + part.shape[1]] = part
+            turned = whole.T if axis == 2 else whole.T[::-1]
+            yield Region(one.label, one.role, np.ascontiguousarray(turned), ontology_id=one.ontology_id)
 
 
 def _labelled_area(scan: Scan, axis: int) -> npt.NDArray[np.int64]:
     """Labelled pixels on each slice across an axis: of lesions if there are any, else of everything."""
     lesions, everything = np.zeros((2, scan.values.shape[axis]), dtype=np.int64)
+    for one in scan.structures:
+        area = np.moveaxis(one.mask, axis, 0).reshape(one.mask.shape[axis], -1).sum(axis=1)
+        reach = slice(one.corner[axis], one.corner[axis] + area.size)
+        everything[reach] += area
+        lesions[reach] += area if one.role == "lesion" else 0
+    others = replace(scan, structures=())
     for index in range(everything.size):
-        for region in _regions(scan, axis, index):
-            area = 0 if region.mask is None else np.count_nonzero(region.mask)
-            everything[index] += area
-            lesions[index] += area if region.role == "lesion" else 0
+        for region in _regions(others, axis, index):
+            pixels = 0 if region.mask is None else np.count_nonzero(region.mask)
+            everything[index] += pixels
+            lesions[index] += pixels if region.role == "lesion" else 0
     return lesions if lesions.any() else everything
 
 
