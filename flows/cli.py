@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.deidentify import deid
 from flows.show import show
 from infra.errors import MedloomError
 from infra.settings import be_quiet, default_home
@@ -170,6 +171,9 @@ def serve(
     from flows.serve import serve as run
 
     run(recipe, home, cron, runner, set, port)
+
+
+app.command("deid")(deid)
 
 
 @app.command()

@@ -15,7 +15,6 @@ Exit status: 0 when every DICOM file was written; 1 when one was quarantined or 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import Counter, defaultdict
@@ -33,10 +32,11 @@ from infra.storage import sweep, walk, write_atomic, write_bytes
 from transforms.deid.engine import Deidentified, deidentify_file
 from transforms.deid.faces import Geometry, Verdict, check_public, face_in, geometry_of, series_of
 from transforms.deid.mapping import check_folder, write_mappings
+from transforms.deid.picture import as_bytes
 from transforms.deid.pixels import Area, Reader, clean_pixels, needs_look
 from transforms.deid.profile import OPTIONS, Profile
 from transforms.deid.report import Report
-from transforms.scans.deidentify import bad_values, open_dataset, quietly, text, value
+from transforms.scans.deidentify import open_dataset, text, value
 
 LEFT_OUT = {
     "1.2.840.10008.1.3.10": ("DICOMDIR", "names files and patients and no picture; make a new one of the output"),
@@ -187,20 +187,9 @@ def _cleaned(
     if seen.look:
         cleaned = clean_pixels(open_dataset(data), read)
         if cleaned.outcome == "mask":
-            data, areas = _as_bytes(cleaned.dataset), cleaned.areas
+            data, areas = as_bytes(cleaned.dataset), cleaned.areas
             known.append("clean_pixels")
     return deidentify_file(data, profile, key, known), areas
-
-
-def _as_bytes(dataset: Any) -> bytes:
-    file = io.BytesIO()
-    with quietly():
-        try:
-            dataset.save_as(file, enforce_file_format=False)
-        except bad_values() as error:
-            name = type(error).__name__
-            raise Terminal("DICOM_UNREADABLE", f"the header cannot be written again ({name})") from None
-    return file.getvalue()
 
 
 def _put(made: Deidentified, path: Path) -> None:

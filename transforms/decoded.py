@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,10 @@ class IngestParams(BaseModel):
         "labelled area), stride:F (every fraction F of the extent), all, middle; joined by +",
     )
     planes: tuple[str, ...] = Field(("axial",), description="planes cut from a volume: axial, coronal, sagittal")
+    burned_in: Literal["clean", "flag"] | None = Field(
+        None, description="DICOM: text in the pixels is filled, or the file refused where it cannot be told (clean: "
+        "transforms/deid/pixels.py), or only stated as a label (flag); null: clean where identifiers are private",
+    )
     frames: int = Field(
         8, ge=1, description="how many evenly spaced frames of a cine become samples, and of a 4-D file volumes"
     )

@@ -25,7 +25,9 @@ from transforms.vocabulary import modality, phrase
 
 GROUP_ABOVE = 5
 RELATIONS_AMONG = 4
-ADMINISTRATIVE = frozenset({"split", "task", "figure label", "panel", "looks like", "burned-in annotation"})
+ADMINISTRATIVE = frozenset({
+    "split", "task", "figure label", "panel", "looks like", "burned-in annotation", "could show a face",
+})
 """Labels for whoever curates the dataset: they say nothing about what a picture shows."""
 HARMONISED = "harmonise:"
 """Origin of labels that name a source's label by its term: a second name is no second fact."""

@@ -80,6 +80,8 @@ class Ingest:
     def outcomes(self, partition: Partition, home: Path) -> Iterator[Outcome]:
         """Read the partition's items and yield rows in batches of bounded size."""
         hide = partial(pseudonym, self._secret(home))
+        burned_in = self.params.burned_in or ("flag" if self.terms.identifiers == "public" else "clean")
+        params = self.params.model_copy(update={"burned_in": burned_in})
         batch = _Batch(self, self.names((entry for entry, _ in partition.contents), home))
         items = load("connector", self.connector).read(partition, self.connector_params)
         for (_, kind), run in groupby(items, lambda item: (item.group, item.kind)):
@@ -87,7 +89,7 @@ class Ingest:
             batch.names.update(self.names((item.id for item in together if item.inside is not None), home))
             whole = batch.readable(together)
             decode = load("decoder", kind).decode
-            batch.add(whole, decode(whole, self.params, hide) if whole else ())
+            batch.add(whole, decode(whole, params, hide) if whole else ())
             if batch.full:
                 yield batch.take()
         yield batch.take()

@@ -32,6 +32,7 @@ from infra.fileindex import FileIndex
 from transforms.decoders import dicom
 from transforms.scans.deidentify import check_image, number, text, value
 from transforms.scans.frames import Picture, read_picture
+from transforms.scans.opening import open_safely
 from transforms.scans.series import Slice, slices_of, stacks
 
 SPACING = 1e-4
@@ -150,7 +151,7 @@ def lines(root: Path, binary: str | None) -> Iterator[Line]:
         files = {}
         for item in run:
             try:
-                dataset = dicom.open_safely(item.files["main"])
+                dataset = open_safely(item.files["main"])
                 check_image(dataset, len(item.files["main"]))
             except ItemError:
                 continue

@@ -127,7 +127,9 @@ def test_what_the_header_says_counts_by_class() -> None:
     assert clean_pixels(picture("CT", CTImageStorage, BurnedInAnnotation="NO"), bright).outcome == "keep"
     assert refusal(picture("CT", CTImageStorage, BurnedInAnnotation="YES"), nothing) == "TEXT_POSSIBLE"
     angiogram = picture("XA", "1.2.840.10008.5.1.4.1.1.12.1")
-    assert refusal(angiogram, nothing) == "TEXT_POSSIBLE"
+    assert clean_pixels(angiogram, nothing).outcome == "keep"
+    stated = picture("XA", "1.2.840.10008.5.1.4.1.1.12.1", BurnedInAnnotation="YES")
+    assert refusal(stated, nothing) == "TEXT_POSSIBLE"
     angiogram.BurnedInAnnotation = "NO"
     assert clean_pixels(angiogram, nothing).outcome == "keep"
     assert risk_of(picture("MR", "1.2.840.10008.5.1.4.1.1.4")) == "others"

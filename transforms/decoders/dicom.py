@@ -19,7 +19,6 @@ images.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,20 +32,17 @@ from catalog.items import Item, Label
 from infra.errors import Dropped, ItemError, Terminal
 from infra.keys import canonical, key, sha256
 from transforms.decoded import Decoded, IngestParams, Pixels, Pseudonym, Refused, Region, Sample, Volume
+from transforms.deid.faces import Geometry, face_in, geometry_of, series_of
+from transforms.deid.picture import without_text
 from transforms.scans.deidentify import (
-    DEFLATED,
     Described,
-    bad_values,
     check_image,
     describe,
     header_facts,
-    open_dataset,
-    quietly,
-    value,
 )
-from transforms.scans.frames import Picture, mend_syntax, read_picture, voi_lut
-from transforms.scans.guarded import Ended, limited
+from transforms.scans.frames import Picture, read_picture, voi_lut
 from transforms.scans.mosaics import unmosaic
+from transforms.scans.opening import open_safely
 from transforms.scans.segments import Outlines, has_segments, outlines, structures
 from transforms.scans.series import Slice, Stack, affine_of, conflicting, slices_of, stacks, without
 from transforms.scans.volumes import Scan, Structure, cut
@@ -55,9 +51,6 @@ from transforms.scans.windows import Window, choose_windows, to_grey
 NAME = "dicom"
 VERSION = "2"
 REQUIRES = {"pydicom": "pydicom"}
-
-SMALL = 2 << 20
-"""Bytes whose elements cannot take more than some hundred MB, however they are nested."""
 
 
 class Params(BaseModel):
@@ -70,14 +63,17 @@ def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) ->
     """Decode the files of one series (role "main"). Codes of refusals beside those of `open_dataset`:
 
     NOT_AN_IMAGE and NO_OUTLINES (dropped), DUPLICATE_FILE (dropped), UID_CONFLICT, PARSE_LIMIT, PARSE_CRASHED,
-    NO_PIXELS, DIMENSIONS_IMPLAUSIBLE, PIXELS_TRUNCATED, PIXELS_CORRUPT, PIXELS_UNSUPPORTED, DECODE_LIMIT,
-    DECODE_CRASHED, TRANSFER_SYNTAX_UNSUPPORTED, MOSAIC_UNSUPPORTED, REFERENCE_MISSING, SEGMENTS_UNREADABLE.
+    TEXT_POSSIBLE and TEXT_REMAINS (where `burned_in` is clean), NO_PIXELS, DIMENSIONS_IMPLAUSIBLE, PIXELS_TRUNCATED,
+    PIXELS_CORRUPT, PIXELS_UNSUPPORTED, DECODE_LIMIT, DECODE_CRASHED, TRANSFER_SYNTAX_UNSUPPORTED, MOSAIC_UNSUPPORTED,
+    REFERENCE_MISSING, SEGMENTS_UNREADABLE.
     """
     sources: dict[str, Described] = {}
     slices: list[Slice] = []
     outlining: dict[str, Any] = {}
     first_with: dict[str, str] = {}
+    geometry: list[Geometry] = []
     for item in items:
+        filled = False
         data = item.files["main"]
         digest = item.sha256()
         try:
@@ -88,13 +84,21 @@ def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) ->
                 outlining[item.id] = dataset
             else:
                 check_image(dataset, len(data))
+                if params.burned_in == "clean":
+                    dataset, filled = without_text(data, dataset)
         except ItemError as error:
             yield Refused(item.id, error)
             continue
         first_with[digest] = item.id
         if item.id not in outlining:
             sources[item.id] = describe(item, dataset, pseudonym)
+            if filled:
+                sources[item.id] = _with(sources[item.id], Label("burned-in annotation", "filled", "decoder:dicom"))
+            geometry.append(geometry_of(dataset))
             slices += slices_of(item.id, digest, dataset)
+    if geometry and (face := face_in(series_of(geometry))).shows != "no":
+        flag = Label("could show a face", face.shows, "decoder:dicom")
+        sources = {name: _with(source, flag) for name, source in sources.items()}
     conflicts = conflicting(slices)
     conflict = Terminal("UID_CONFLICT", "another file has its UID and place but other pixels; find out which is true")
     yield from (Refused(item, conflict) for item in conflicts)
@@ -108,6 +112,12 @@ def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) ->
     for item_id in drawn.files:
         if item_id not in kept:
             yield Refused(item_id, Terminal("REFERENCE_MISSING", "the images that it outlines could not be read"))
+
+
+def _with(source: Described, label: Label) -> Described:
+    """The source with a label, in the place of one of the same name."""
+    others = tuple(one for one in source.labels if one.name != label.name)
+    return replace(source, labels=(*others, label))
 
 
 def _images(
@@ -190,39 +200,6 @@ def _drawn(outlining: Mapping[str, Any], slices: Sequence[Slice]) -> tuple[_Draw
         except ItemError as error:
             refused.append(Refused(item, error))
     return _Drawn(found, {id(s): at for at, s in enumerate(slices)}), refused
-
-
-def open_safely(data: bytes) -> Any:
-    """`open_dataset`, with the pixels' true transfer syntax, after a child has tried what may explode.
-
-    A small file cannot hold enough elements to do harm: only what is large or deflated is tried. Raises also
-    PARSE_LIMIT, PARSE_CRASHED.
-    """
-    if len(data) > SMALL or DEFLATED.encode() in data[:1024]:
-        try:
-            limited(_try, data)
-        except Ended as ended:
-            code = "PARSE_CRASHED" if ended.how == "crashed" else "PARSE_LIMIT"
-            raise Terminal(code, f"reading the header ended the reader ({ended.how}); check the file") from None
-    dataset = open_dataset(data)
-    mend_syntax(dataset)
-    return dataset
-
-
-def _try(data: bytes) -> None:
-    """Read a header as deep as it goes, where it is large."""
-    dataset = open_dataset(data)
-    if len(data) - len(value(dataset, "PixelData") or b"") > SMALL:
-        with quietly():
-            _walk(dataset)
-
-
-def _walk(dataset: Any) -> None:
-    for tag in list(dataset.keys()):
-        with contextlib.suppress(*bad_values()):  # what cannot be read does no harm
-            if dataset[tag].VR == "SQ":
-                for inner in dataset[tag].value:
-                    _walk(inner)
 
 
 def open_scan(files: Sequence[bytes], frame: int = 0) -> Scan:

@@ -5,13 +5,12 @@ in the rest. Reading (OCR) can only add areas or stop a picture; alone it never 
 
     class of picture          BurnedInAnnotation   rule   read            outcome
     others                    NO or absent         -      not looked at   keep
-    watched (XA, RF, MG …)    NO                   -      nothing         keep
+    watched (XA, RF, MG …)    NO or absent         -      nothing         keep
     risky (US, SC, ES …)      whatever             yes    -               fill, read again
-    watched or others         YES or absent¹       -      some text       fill the bands of the text, read again
     risky                     whatever             no     whatever        quarantine TEXT_POSSIBLE
-    watched or others         YES or absent¹       -      nothing         quarantine TEXT_POSSIBLE
+    watched or others         whatever             -      some text       fill the bands of the text, read again
+    watched or others         YES                  -      nothing         quarantine TEXT_POSSIBLE
     any that was filled                                   text remains    quarantine TEXT_REMAINS
-                                                                            ¹ absent: of watched classes alone
 
 >>> clean = clean_pixels(dataset, read_words)
 >>> clean.outcome, clean.areas
@@ -121,9 +120,9 @@ def clean_pixels(dataset: Any, read: Reader) -> Cleaned:
     _fill(frames, areas, made)
     found = [band for picture in _looks(frames) for band in _bands(read(picture), height, width)]
     if not found and not areas:
-        if stated == "NO":
+        if stated != "YES":
             return Cleaned("keep", dataset)
-        raise Terminal("TEXT_POSSIBLE", "text is stated or likely in the pixels and none was read; look at it")
+        raise Terminal("TEXT_POSSIBLE", "the header states text in the pixels and none was read; look at it")
     if found:
         _fill(frames, found, made)
         if any(read(picture) for picture in _looks(frames)):

@@ -96,7 +96,7 @@ def open_dataset(data: bytes) -> Any:
     damaged: tuple[type[Exception], ...] = (*bad_values(), OSError, EOFError, zlib.error, RecursionError, MemoryError)
     with quietly():
         try:
-            dataset = dcmread(io.BytesIO(_inflated(data)), force=True)
+            dataset = dcmread(io.BytesIO(inflated(data)), force=True)
             meta = dataset.file_meta = getattr(dataset, "file_meta", None) or FileMetaDataset()
             if not meta.get("TransferSyntaxUID"):
                 implicit, little = dataset.original_encoding
@@ -111,8 +111,11 @@ def open_dataset(data: bytes) -> Any:
     return dataset
 
 
-def _inflated(data: bytes) -> bytes:
-    """The file as it is, or unpacked and relabelled where its dataset is one deflate stream."""
+def inflated(data: bytes) -> bytes:
+    """The file as it is, or unpacked and relabelled where its dataset is one deflate stream.
+
+    Raises Terminal (DEFLATE_LIMIT), and zlib.error or EOFError for what cannot be unpacked.
+    """
     from pydicom.dataset import FileMetaDataset
     from pydicom.filebase import DicomBytesIO
     from pydicom.filereader import read_dataset
