@@ -10,7 +10,9 @@ was found or why nothing was. No region is a normal answer; an expert that fails
 An expert is a module of `transforms/experts` with NAME, REQUIRES, Params, VERSION, TRUST ("boundary", "box" or
 "presence": how far its outlines may be believed), `applies(image) -> str | None` (why it does not look at an image,
 from its row of `images`) and `find(pixels, image, params) -> Iterable[Region]`. `find` may raise Dropped when the
-pixels show that the image is not for it, Terminal when it fails on it. WEIGHTS_SHA256 names its weights, if any.
+pixels show that the image is not for it, Terminal when it fails on it. WEIGHTS_SHA256 names its weights, if any;
+`ingredients(params) -> Mapping[str, str]` the hashes of weights that its parameters choose, and `card(params)` their
+card (transforms/experts/card.py), where it depends on them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import ConfigError, ItemError, Transient
-from infra.keys import key
+from infra.keys import canonical, key, sha256
 from infra.plugins import load, nearest
 from transforms.decoded import Pixels
 from transforms.options import checked
@@ -63,6 +65,20 @@ class Expert:
     def module(self) -> Any:
         return load("expert", self.name)
 
+    @property
+    def trust(self) -> str:
+        """How far its outlines may be believed."""
+        chosen = getattr(self.module, "card", None)
+        return str(chosen(self.params).trust if chosen else self.module.TRUST)
+
+    @property
+    def weights(self) -> str | None:
+        """Hash of its weights, of all of them together where there are several; None: it has none."""
+        chosen = getattr(self.module, "ingredients", None)
+        hashes = dict(chosen(self.params)) if chosen else {}
+        own = getattr(self.module, "WEIGHTS_SHA256", None)
+        return sha256(canonical(hashes)) if len(hashes) > 1 else next(iter(hashes.values()), own)
+
 
 def make_stage(params: Params, context: Context) -> Stage:
     """The stage. Raises ConfigError for an unknown expert or options that it does not take."""
@@ -81,8 +97,7 @@ def make_stage(params: Params, context: Context) -> Stage:
 
 
 def _identity(expert: Expert) -> str:
-    weights = getattr(expert.module, "WEIGHTS_SHA256", None)
-    return key(expert.module.VERSION, weights, expert.params.model_dump(mode="json"))
+    return key(expert.module.VERSION, expert.weights, expert.params.model_dump(mode="json"))
 
 
 def _grounded(params: Params, experts: tuple[Expert, ...], sample: SampleRows, state: None) -> Rows:
@@ -117,7 +132,7 @@ def _found(expert: Expert, sample: SampleRows) -> tuple[list[dict[str, Any]], st
         for region in module.find(pixels, sample.image, expert.params):
             row = roi_row(
                 sample.id, region, (height, width), expert=f"{module.NAME}@{module.VERSION}", origin="predicted",
-                trust=module.TRUST, weights_sha256=getattr(module, "WEIGHTS_SHA256", None),
+                trust=expert.trust, weights_sha256=expert.weights,
             )
             if row is not None:
                 rows[row["roi_id"]] = row
