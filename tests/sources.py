@@ -132,8 +132,12 @@ sources:
   - {{name: volumes, use: nifti, layout: msd, root: {root}/nifti, identifiers: public, capacity: 1}}
   - {{name: articles, use: pmc, root: {root}/pmc, identifiers: public, capacity: 1}}
 stages:
+  - {{use: panels}}
+  - {{use: image_type}}
+  - {{use: harmonise}}
   - {{use: ground}}
   - {{use: caption}}
+  - {{use: caption, name: variants, captioner: variants, options: {{variants: 2}}}}
   - {{use: verify}}
 """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 from typer.testing import CliRunner
 
 from catalog.schema import LAYERS
@@ -64,7 +65,8 @@ def test_the_readme_recipe_and_bundled_ones_are_valid(tmp_path: Path) -> None:
     assert [stage.name for stage in load_recipe(recipe).stages] == ["ground", "retrieve", "caption", "verify"]
     for path in BUNDLED.glob("*.yaml"):
         assert load_recipe(path).about
-        assert load_recipe(path, [f"vars.DATA={tmp_path}"]).left_out == ()
+        places = [name for name, value in (yaml.safe_load(path.read_text()).get("vars") or {}).items() if value is None]
+        assert load_recipe(path, [f"vars.{name}={tmp_path}" for name in places]).left_out == ()
 
 
 def test_every_column_is_documented() -> None:
