@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,13 +65,13 @@ class Expert:
     def module(self) -> Any:
         return load("expert", self.name)
 
-    @property
+    @cached_property
     def trust(self) -> str:
         """How far its outlines may be believed."""
         chosen = getattr(self.module, "card", None)
         return str(chosen(self.params).trust if chosen else self.module.TRUST)
 
-    @property
+    @cached_property
     def weights(self) -> str | None:
         """Hash of its weights, of all of them together where there are several; None: it has none."""
         chosen = getattr(self.module, "ingredients", None)
