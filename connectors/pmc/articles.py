@@ -144,6 +144,13 @@ def _licences(figure: Figure, article: Article) -> Licences | None:
     return Licences(figure.licence.code, article.licence.code, None, evidence) if evidence else None
 
 
+def withdrawn(article: Article) -> Dropped | None:
+    """Why none of its figures may be used, where it is retracted; its row of `articles` is kept, and says so."""
+    if article.row["retracted"]:
+        return Dropped("RETRACTED", "the article says of itself, or its archive of it, that it is retracted")
+    return None
+
+
 def failed_item(ref: Mapping[str, Any], error: ItemError | None = None, article: Article | None = None) -> Item:
     """The item of an entry that has no picture: what went wrong, or what its "code" says; with the article if known."""
     facts = {} if article is None else {"article": article.row}

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from catalog.items import Item, Partition
-from connectors.pmc.articles import Params, entries, failed_item, figure_item, with_stated_licence
+from connectors.pmc.articles import Params, entries, failed_item, figure_item, with_stated_licence, withdrawn
 from connectors.pmc.files import Shelves
 from connectors.pmc.index import Index, Listed
 from connectors.pmc.inventory import Files
@@ -157,6 +157,9 @@ def _items(
         article = _article(ref, xml, params)
     except ItemError as error:
         yield failed_item(ref, error)
+        return
+    if retracted := withdrawn(article):
+        yield failed_item(ref, retracted, article)
         return
     figures, media = list(_figures(ref, article, params)), _files(ref).media
     if not figures:

@@ -20,7 +20,7 @@ from typing import Any
 
 from catalog.items import Item, Partition
 from connectors.archives import is_archive, members
-from connectors.pmc.articles import Params, entries, failed_item, figure_item, with_stated_licence
+from connectors.pmc.articles import Params, entries, failed_item, figure_item, with_stated_licence, withdrawn
 from connectors.pmc.files import Shelves
 from connectors.pmc.jats import Article, parse_article
 from infra.errors import ConfigError, ItemError, Terminal, Transient
@@ -49,9 +49,9 @@ def list_partitions(source: str, params: Params, since: FileIndex) -> Iterator[P
 def read(partition: Partition, params: Params) -> Iterator[Item]:
     """The items of a partition, those of an article one after the other.
 
-    Errors: Dropped NO_FIGURES, NO_GRAPHIC, TABLE_IMAGE, LOOSE_GRAPHIC; Terminal FILE_MISSING, NO_ARTICLE, XML_…,
-    ARCHIVE_…; Transient SOURCE_CHANGED when a file is no longer the one that was listed, SOURCE_UNREADABLE when it
-    cannot be opened.
+    Errors: Dropped NO_FIGURES, NO_GRAPHIC, TABLE_IMAGE, LOOSE_GRAPHIC, RETRACTED; Terminal FILE_MISSING, NO_ARTICLE,
+    XML_…, ARCHIVE_…; Transient SOURCE_CHANGED when a file is no longer the one that was listed, SOURCE_UNREADABLE when
+    it cannot be opened.
     """
     for _, run in groupby(partition.refs, key=lambda ref: (ref["path"], ref["member"])):
         refs = list(run)
@@ -63,6 +63,8 @@ def read(partition: Partition, params: Params) -> Iterator[Item]:
         for ref in refs:
             if article is None or load is None or "code" in ref:
                 yield failed_item(ref, article=article)
+            elif retracted := withdrawn(article):
+                yield failed_item(ref, retracted, article)
             else:
                 yield _item(ref, article, load, params)
 

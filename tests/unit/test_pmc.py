@@ -187,7 +187,10 @@ def test_a_record_beside_the_xml_states_a_licence_and_a_retraction(tmp_path: Pat
     (item,) = items(root)
     row = item.facts["article"]
     assert (row["licence"], row["licence_stated"], row["licence_agrees"]) == ("CC-BY-NC", "CC-BY-NC", None)
-    assert row["retracted"] is True and item.licences is not None and item.licences.image == "CC-BY-NC"
+    assert row["retracted"] is True and isinstance(item.error, Dropped) and item.error.code == "RETRACTED"
+    write(root, {"PMC1.1.json": json.dumps({**record, "is_retracted": False}).encode()})
+    (item,) = items(root)
+    assert item.error is None and item.licences is not None and item.licences.image == "CC-BY-NC"
     for other in (b"{", b"[]", b'{"pmcid": "PMC1"}', b'{"license_code": 3}'):
         write(root, {"PMC1.1.json": other})
         (item,) = items(root)
