@@ -66,7 +66,8 @@ def test_a_normal_study_is_said_as_one_and_no_label_gives_no_variant() -> None:
 
 @pytest.mark.parametrize(
     ("image", "phrase"),
-    [({"modality": "CT", "anatomy": "abdomen"}, "liver in abdomen CT image"), ({}, "liver in image")],
+    [({"modality": "CT", "anatomy": "abdomen"}, "liver in abdomen CT image"), ({}, "liver in image"),
+     ({"modality": "blood smear", "anatomy": "blood"}, "liver in blood smear image")],
 )
 def test_regions_of_one_name_share_a_phrase_and_a_body_has_none(image: dict[str, Any], phrase: str) -> None:
     rois = [region("a", "liver"), region("b", "liver"), region("c", "spleen"), region("d", "imaged body", "body")]

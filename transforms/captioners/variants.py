@@ -90,7 +90,8 @@ def _present(facts: Facts, sample: SampleRows) -> dict[str, str]:
 
 
 def _phrases(facts: Facts) -> Iterator[dict[str, Any]]:
-    place = " ".join(filter(None, (facts.anatomy, facts.modality_image or "image")))
+    noun, anatomy = facts.modality_image or "image", facts.anatomy
+    place = noun if anatomy is None or anatomy.casefold() in noun.casefold() else f"{anatomy} {noun}"
     shown = {region.label: [r for r in facts.regions if r.label == region.label] for region in facts.regions}
     for label, regions in shown.items():
         if regions[0].role != "body":
