@@ -41,7 +41,8 @@ class IngestParams(BaseModel):
     slices: str = Field(
         "largest:1+stride:0.25",
         description="which slices of a volume become samples, see transforms/scans/volumes.py: largest:N (largest "
-        "labelled area), stride:F (every fraction F of the extent), all, middle; joined by +",
+        "labelled area), each:N (of every structure), negative:N (without any), stride:F (every fraction F of the "
+        "extent), all, middle; joined by +",
     )
     planes: tuple[str, ...] = Field(("axial",), description="planes cut from a volume: axial, coronal, sagittal")
     burned_in: Literal["clean", "flag"] | None = Field(

@@ -170,10 +170,13 @@ def mend_syntax(dataset: Any) -> None:
     """Name the transfer syntax that the pixels are in, where the file names another.
 
     Files are stored by tools that copy a header or decompress without a word. What counts is how the pixels begin: an
-    item tag or a codestream's marker, or exactly the bytes that plain pixels need. Nothing else is mended.
+    item tag or a codestream's marker, or exactly the bytes that plain pixels need. Nothing else is mended. Raises
+    Terminal DICOM_UNREADABLE where it names several.
     """
     from pydicom.encaps import encapsulate, get_frame
 
+    if not isinstance(dataset.file_meta.TransferSyntaxUID, str):
+        raise Terminal("DICOM_UNREADABLE", "the file names several transfer syntaxes; fetch it again")
     pixels = value(dataset, "PixelData")
     shape = [number(dataset, k) or 0 for k in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
     frames = number(dataset, "NumberOfFrames") or 1

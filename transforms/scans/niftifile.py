@@ -1,7 +1,7 @@
 """NIfTI files: from bytes to voxels and geometry.
 
-The invariant: what a file may cost is bounded by what its header declares before a voxel is read, and its free text
-(descrip, aux_file, extensions) is never read at all. Errors quote numbers of the header, never words.
+The invariant: what a file may cost is bounded by what its header declares before a voxel is read, and of its free text
+(descrip, aux_file, extensions) only a table of labels is read. Errors quote numbers of the header, never words.
 
 Geometry rule: the sform, if its code is above 0, else the qform, else none. Where both are set and differ, the sform
 wins and the file is flagged; where they differ by more than 60 degrees on some axis (a flip, a swap), nobody can tell
@@ -15,85 +15,51 @@ left from right, and the file is refused.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import struct
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from infra.errors import Terminal
+from transforms.scans.volumefile import (
+    GZIP,
+    Affine,
+    VolumeFile,
+    body,
+    check_size,
+    inflate,
+    label_table,
+    lengths,
+    usable,
+)
 
-GZIP = b"\x1f\x8b"
+KIND = "NIFTI"
 HEADER_BYTES = 540
 """The longer of the two headers: NIfTI-2."""
-SLACK = 1 << 20
-"""Bytes that may follow the voxels; some writers pad."""
-MOST_BYTES = 4 << 30
-"""No file may declare more than this."""
+MOST_EXTENSION = 1 << 20
+"""A longer header extension is not looked at."""
 MOST_ANGLE_COS = 0.5
 """sform and qform that turn an axis by more than 60 degrees against each other contradict each other."""
 SAME_MM = 0.1
 """sform and qform that put no corner of the volume farther apart than this are the same."""
-MOST_MM = 1e6
-"""An affine with a larger number in it is no affine; nor is one with voxels smaller than 1 / MOST_MM."""
 MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 """code of xyzt_units -> mm; 0 (unknown) is taken for mm, as everyone does"""
 
-Affine = npt.NDArray[np.float64]
 
-
-@dataclass(frozen=True, eq=False)
-class Nifti:
-    """An open NIfTI file."""
-
-    shape: tuple[int, int, int]
-    frames: int
-    """length of the fourth axis (time, echo, channel), 1 without"""
-    affine: Affine | None
-    """4 x 4, voxel index to millimetres in RAS+; None: the file gives no orientation"""
-    spacing: tuple[float, float, float] | None
-    """mm along the three axes; None: unknown"""
-    flags: tuple[str, ...]
-    """sform_qform_differ, qform_invalid, no_orientation"""
-    rescaled: bool
-    """the header has a slope or intercept, applied once when voxels are read"""
-    facts: Mapping[str, Any]
-    """datatype, qform_code, sform_code, scl_slope, scl_inter: no free text"""
-    _voxels: Any
-
-    def values(self, frame: int = 0) -> tuple[npt.NDArray[Any], int]:
-        """(x, y, z) values after slope and intercept; how many were NaN or infinite and became the least finite one.
-
-        Integers of up to 16 bits stay integers, all else becomes float32. Raises Terminal NO_FINITE_VALUES.
-        """
-        values = np.asarray(self._voxels[..., frame])
-        if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
-            return values.astype(values.dtype.newbyteorder("=")), 0
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32)
-        finite = np.isfinite(values)
-        lost = int(finite.size - np.count_nonzero(finite))
-        if lost == finite.size:
-            raise Terminal("NO_FINITE_VALUES", "every voxel is NaN or infinite; check how the file was made")
-        if lost:
-            values[~finite] = values[finite].min()
-        return values, lost
-
-
-def read_nifti(data: bytes) -> Nifti:
-    """Open a single-file NIfTI-1 or NIfTI-2, plain or gzipped (told by content, not by name).
+def read_nifti(data: bytes, header_file: bytes | None = None) -> VolumeFile:
+    """Open a NIfTI-1 or NIfTI-2, plain or gzipped (told by content, not by name); of a pair, the .img and the .hdr.
 
     Raises Terminal: NOT_NIFTI, NIFTI_CORRUPT, NIFTI_TRUNCATED, NIFTI_BOMB (holds far more than its header declares, or
     declares too much), UNSUPPORTED_DATATYPE (RGB, complex), UNSUPPORTED_SHAPE, GEOMETRY_INVALID, GEOMETRY_AMBIGUOUS.
     """
-    from nibabel.arrayproxy import ArrayProxy
     from nibabel.spatialimages import HeaderDataError
 
-    raw = _header(_inflate(data, HEADER_BYTES)[:HEADER_BYTES] if data[:2] == GZIP else data[:HEADER_BYTES])
+    pair, start = header_file is not None, data if header_file is None else header_file
+    raw = _header(inflate(start, HEADER_BYTES, KIND) if start[:2] == GZIP else start[:HEADER_BYTES], pair)
     try:
         header = raw.copy()
         header.check_fix(logger=logging.Logger("nifti", logging.CRITICAL), error_level=40)
@@ -103,67 +69,93 @@ def read_nifti(data: bytes) -> Nifti:
     dtype, shape, frames = header.get_data_dtype(), *_shape(raw)
     if dtype.kind not in "iuf":
         raise Terminal("UNSUPPORTED_DATATYPE", f"datatype code {int(raw['datatype'])}: only real numbers are read")
-    offset = float(raw["vox_offset"])
-    if not (offset.is_integer() and offset >= int(raw["sizeof_hdr"]) + 4):
+    offset, size = float(raw["vox_offset"]), int(raw["sizeof_hdr"])
+    if not (offset.is_integer() and offset >= (0 if pair else size + 4)):
         raise Terminal("NIFTI_CORRUPT", f"vox_offset {offset} lies within the header; write the file again")
     declared = int(offset) + int(np.prod(shape, dtype=object)) * frames * dtype.itemsize
-    if declared > MOST_BYTES:
-        raise Terminal("NIFTI_BOMB", f"the header declares {declared} bytes; the most that is read is {MOST_BYTES}")
-    body = _inflate(data, declared, whole=True) if data[:2] == GZIP else data
-    if len(body) < declared:
-        raise Terminal("NIFTI_TRUNCATED", f"{len(body)} of {declared} bytes present; fetch the file again")
+    check_size(declared, KIND)
+    voxels = body(data, declared, KIND)
+    words = body(start, size, KIND)[size : MOST_EXTENSION] if pair else voxels[size : int(offset)]
     affine, flags = _affine(raw, header, shape)
     steps = np.abs(raw["pixdim"][1:4].astype(float)) * _unit(raw)
-    spacing = steps if affine is None else np.linalg.norm(affine[:3, :3], axis=0)
-    usable = bool(np.isfinite(spacing).all() and (spacing > 0).all())
-    layout = ((*shape, frames), dtype, int(offset), 1 if slope is None else slope, inter or 0)
-    return Nifti(
-        shape, frames, affine, (float(spacing[0]), float(spacing[1]), float(spacing[2])) if usable else None, flags,
+    known = bool(np.isfinite(steps).all() and (steps > 0).all())
+    spacing = (float(steps[0]), float(steps[1]), float(steps[2])) if known else None
+    return VolumeFile(
+        shape, frames, affine, spacing if affine is None else lengths(affine), flags,
         slope is not None and (slope, inter) != (1, 0),
         {
             "datatype": dtype.name, "qform_code": int(raw["qform_code"]), "sform_code": int(raw["sform_code"]),
             "scl_slope": slope, "scl_inter": inter,
         },
-        ArrayProxy(io.BytesIO(body), layout),  # type: ignore[no-untyped-call]
+        _voxels(voxels, (*shape, frames), dtype, int(offset), slope, inter), _named(words, raw.endianness),
     )
 
 
-def _inflate(data: bytes, most: int, whole: bool = False) -> bytes:
-    """The first bytes of a gzip stream of one or more members; `whole`: all of it, and no more than SLACK above `most`.
+def _voxels(
+    data: bytes, shape: tuple[int, ...], dtype: Any, offset: int, slope: float | None, inter: float | None
+) -> Any:
+    """(x, y, z, frames), indexable; as nibabel scales them, frame by frame, where there is a slope."""
+    from nibabel.arrayproxy import ArrayProxy
 
-    Never inflates more than `most` + SLACK + 1 bytes.
-    """
-    limit = most + SLACK + 1 if whole else most
-    parts, size, rest = [], 0, data
-    try:
-        while rest[:2] == GZIP and size < limit:
-            stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            parts.append(stream.decompress(rest, limit - size))
-            size += len(parts[-1])
-            if whole and size < limit and not stream.eof:
-                raise Terminal("NIFTI_TRUNCATED", f"the gzip stream ends after {size} bytes; fetch the file again")
-            rest = stream.unused_data
-    except zlib.error as error:
-        raise Terminal("NIFTI_CORRUPT", f"the gzip stream is damaged ({error}); fetch the file again") from None
-    if whole and size == limit:
-        raise Terminal("NIFTI_BOMB", f"inflates far beyond the {most} bytes that its header declares; not read further")
-    return b"".join(parts)
+    if slope is None or (slope, inter) == (1, 0):
+        return np.frombuffer(data, dtype, int(np.prod(shape)), offset).reshape(shape, order="F")
+    layout = (shape, dtype, offset, slope, inter or 0)
+    return ArrayProxy(io.BytesIO(data), layout)  # type: ignore[no-untyped-call]
 
 
-def _header(start: bytes) -> Any:
+def _header(start: bytes, pair: bool) -> Any:
     """The header as it stands, nothing fixed."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
-    for kind, size, magic, at in ((Nifti1Header, 348, b"n+1\0", 344), (Nifti2Header, 540, b"n+2\0", 4)):
+    for kind, size, number, at in ((Nifti1Header, 348, b"1", 344), (Nifti2Header, 540, b"2", 4)):
         for endianness in "<>":
             if start[:4] != struct.pack(f"{endianness}i", size):
                 continue
             if len(start) < size:
                 raise Terminal("NIFTI_TRUNCATED", "the file ends within its header; fetch it again")
-            if start[at : at + 4] == magic:
+            if start[at : at + 4] == (b"ni" if pair else b"n+") + number + b"\0":
                 return kind(start[:size], endianness=endianness, check=False)  # type: ignore[no-untyped-call]
-    raise Terminal("NOT_NIFTI", "no single-file NIfTI-1 or NIfTI-2 header; convert .hdr and .img pairs to .nii first")
+    wanted = "NIfTI header (Analyze 7.5 says nothing of left and right)" if pair else "single-file NIfTI header"
+    raise Terminal("NOT_NIFTI", f"no {wanted}; convert it to .nii first")
+
+
+def _named(words: bytes, endianness: str) -> dict[int, str]:
+    """Label value -> name by the header's extensions: Caret's XML, as TotalSegmentator writes it, or JSON."""
+    table: dict[int, str] = {}
+    for content in _extensions(words, endianness):
+        if b"<LabelTable" in content:
+            table |= _caret(content)
+        elif content.startswith(b"{"):
+            try:
+                stated = json.loads(content)
+            except (ValueError, RecursionError):
+                continue
+            table |= label_table(stated["labels"] if isinstance(stated.get("labels"), dict) else stated)
+    return table
+
+
+def _extensions(words: bytes, endianness: str) -> Iterator[bytes]:
+    """Contents of the extensions after the header: four bytes, the first of them not 0, then (size, code, content)."""
+    at = 4
+    while words[:1] not in (b"", b"\0") and at + 8 <= len(words):
+        size, _ = struct.unpack_from(f"{endianness}2i", words, at)
+        if not 8 <= size <= len(words) - at:
+            return
+        if size <= MOST_EXTENSION:
+            yield words[at + 8 : at + size].strip(b"\0 \r\n\t")
+        at += size
+
+
+def _caret(content: bytes) -> dict[int, str]:
+    from lxml import etree
+
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
+    try:
+        tree = etree.fromstring(content, parser)
+    except etree.XMLSyntaxError:
+        return {}
+    return label_table({label.get("Key"): label.text or "" for label in tree.iter("Label")})
 
 
 def _shape(header: Any) -> tuple[tuple[int, int, int], int]:
@@ -188,11 +180,11 @@ def _affine(raw: Any, header: Any, shape: tuple[int, int, int]) -> tuple[Affine 
     used = sform if sform is not None else qform
     if used is None:
         return None, ("no_orientation",)
-    if not _usable(used):
+    if not usable(used):
         raise Terminal("GEOMETRY_INVALID", "the affine is zero, flat or not a number; repair the header")
     flags: tuple[str, ...] = ()
     if sform is not None and qform is not None:
-        if not _usable(qform):
+        if not usable(qform):
             flags = ("qform_invalid",)
         elif _farthest(sform, qform, shape) > SAME_MM:
             flags = ("sform_qform_differ",)
@@ -221,13 +213,6 @@ def _scaled(affine: Affine, millimetres: float) -> Affine:
     scaled = affine.astype(np.float64)
     scaled[:3] *= millimetres
     return scaled
-
-
-def _usable(affine: Affine) -> bool:
-    if not (np.abs(affine) < MOST_MM).all():  # nor NaN
-        return False
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool((lengths > 1 / MOST_MM).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3)
 
 
 def _farthest(one: Affine, other: Affine, shape: tuple[int, int, int]) -> float:

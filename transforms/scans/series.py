@@ -81,7 +81,7 @@ class Slice:
     source: str = ""
     """what its frames may be put together with: the item, or the concatenation that several items are parts of"""
     size: tuple[int, int, int] = (0, 0, 0)
-    """rows, columns, samples a pixel"""
+    """rows, columns, samples a pixel as shown: a palette makes three of one"""
     position: Vector | None = None
     """mm, LPS, of the centre of the first pixel"""
     along_row: Vector | None = None
@@ -216,10 +216,11 @@ def conflicting(slices: Iterable[Slice]) -> list[str]:
             syntax = s.dataset.file_meta.TransferSyntaxUID
             depth = number(s.dataset, "BitsAllocated")
             alike[s.uid, syntax, s.size, depth, s.frame, place, number(s.dataset, "InstanceNumber")].append(s)
-    return [
-        s.item for same in alike.values() if len(same) > 1
-        and len({value(s.dataset, "PixelData") for s in same}) > 1 for s in same
-    ]
+    return [s.item for same in alike.values() if _differ([value(s.dataset, "PixelData") for s in same]) for s in same]
+
+
+def _differ(pixels: list[Any]) -> bool:
+    return any(other != pixels[0] for other in pixels[1:])  # a damaged VR makes them something that has no hash
 
 
 def affine_of(slices: Sequence[Slice]) -> Vector:
@@ -244,10 +245,12 @@ def _slice(item: str, sha256: str, dataset: Any, frame: int | None) -> Slice:
     position = numbers(functional(dataset, frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
     spacing = numbers(functional(dataset, frame, "PixelMeasuresSequence"), "PixelSpacing", 2)
     directions = _directions(cosines)
+    palette = text(dataset, "PhotometricInterpretation") == "PALETTE COLOR"
+    samples = 3 if palette else _count(dataset, "SamplesPerPixel")
     return Slice(
         item, sha256, dataset, frame, text(dataset, "Modality"), tuple(text(dataset, keyword) for keyword in OWNERS),
         text(dataset, "SOPInstanceUID"), text(dataset, "ConcatenationUID") or item,
-        (_count(dataset, "Rows"), _count(dataset, "Columns"), _count(dataset, "SamplesPerPixel")),
+        (_count(dataset, "Rows"), _count(dataset, "Columns"), samples),
         None if position is None else np.array(position),
         *directions,
         (spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,

@@ -173,6 +173,9 @@ def choose_slices(scan: Scan, plane_axis: int, rule: str) -> list[int]:
         largest:N   the N slices of largest labelled area: of lesions where the scan has any, else of all labels. They
                     are at least L // (2 N) slices apart, L being the number of labelled slices, so that N are found
                     wherever N are labelled. None without labels.
+        each:N      the same for every structure by itself
+        negative:N  N slices, evenly spaced among those without any label within the extent of non-background. None
+                    without labels: a scan that nobody labelled says nothing of what is not there
         stride:F    slices at the fractions F/2, 3F/2, 5F/2 … of the extent of non-background; 0 < F <= 1
         middle      the middle of that extent
         all         every slice, background too
@@ -183,6 +186,11 @@ def choose_slices(scan: Scan, plane_axis: int, rule: str) -> list[int]:
     for name, argument in _parse(rule):
         if name == "largest":
             chosen.update(_largest(_labelled_area(scan, plane_axis), int(argument)))
+        elif name == "each":
+            for area in _areas(scan, plane_axis).values():
+                chosen.update(_largest(area, int(argument)))
+        elif name == "negative":
+            chosen.update(_negative(scan, plane_axis, int(argument)))
         elif name == "all":
             chosen.update(range(scan.values.shape[plane_axis]))
         else:
@@ -278,7 +286,8 @@ def _pixel_spacing(upright: Scan, axis: int) -> list[float] | None:
     return [upright.spacing[down], upright.spacing[across]]
 
 
-_ARGUMENTS = {"largest": r"[1-9]\d*", "stride": r"\d*\.?\d+", "middle": "", "all": ""}
+_COUNT = r"[1-9]\d*"
+_ARGUMENTS = {"largest": _COUNT, "each": _COUNT, "negative": _COUNT, "stride": r"\d*\.?\d+", "middle": "", "all": ""}
 
 
 def _parse(rule: str) -> list[tuple[str, Fraction]]:
@@ -288,8 +297,11 @@ def _parse(rule: str) -> list[tuple[str, Fraction]]:
         name, _, text = part.partition(":")
         known = name in _ARGUMENTS and re.fullmatch(_ARGUMENTS[name], text)
         argument = Fraction(text or 1) if known else Fraction(0)
-        if argument <= 0 or (argument > 1 and name != "largest"):
-            raise ConfigError(f"slices: {part!r} is no slice rule; use largest:N, stride:F (0 < F <= 1), middle or all")
+        if argument <= 0 or (argument > 1 and name == "stride"):
+            raise ConfigError(
+                f"slices: {part!r} is no slice rule; use largest:N, each:N, negative:N, stride:F (0 < F <= 1), middle "
+                "or all"
+            )
         parts.append((name, argument))
     return parts
 
@@ -316,21 +328,45 @@ def _regions(scan: Scan, axis: int, index: int) -> Iterator[Region]:
             yield Region(one.label, one.role, np.ascontiguousarray(turned), ontology_id=one.ontology_id)
 
 
+def _areas(scan: Scan, axis: int) -> dict[tuple[str, str], npt.NDArray[np.int64]]:
+    """(name, role) of every structure -> its pixels on each slice across an axis."""
+    size = scan.values.shape[axis]
+    areas: dict[tuple[str, str], npt.NDArray[np.int64]] = {}
+
+    def add(name: str, role: str, pixels: npt.NDArray[Any], at: int = 0) -> None:
+        areas.setdefault((name, role), np.zeros(size, np.int64))[at : at + pixels.size] += pixels
+
+    if scan.labels is not None:
+        for index, face in enumerate(np.moveaxis(scan.labels, axis, 0)):
+            for value, pixels in zip(*np.unique(face, return_counts=True), strict=True):
+                name = scan.label_table.get(int(value), f"label {value}")
+                if value != 0 and name.lower() != "background":
+                    add(name, role_of(name), np.array([pixels]), index)
+    others = tuple(a for a in range(3) if a != axis)
+    for name, mask in scan.masks.items():
+        if (pixels := np.count_nonzero(mask, axis=others)).any():
+            add(name, role_of(name), pixels)
+    for one in scan.structures:
+        add(one.label, one.role, np.count_nonzero(one.mask, axis=others), one.corner[axis])
+    return areas
+
+
 def _labelled_area(scan: Scan, axis: int) -> npt.NDArray[np.int64]:
     """Labelled pixels on each slice across an axis: of lesions if there are any, else of everything."""
-    lesions, everything = np.zeros((2, scan.values.shape[axis]), dtype=np.int64)
-    for one in scan.structures:
-        area = np.moveaxis(one.mask, axis, 0).reshape(one.mask.shape[axis], -1).sum(axis=1)
-        reach = slice(one.corner[axis], one.corner[axis] + area.size)
-        everything[reach] += area
-        lesions[reach] += area if one.role == "lesion" else 0
-    others = replace(scan, structures=())
-    for index in range(everything.size):
-        for region in _regions(others, axis, index):
-            pixels = 0 if region.mask is None else np.count_nonzero(region.mask)
-            everything[index] += pixels
-            lesions[index] += pixels if region.role == "lesion" else 0
-    return lesions if lesions.any() else everything
+    areas = _areas(scan, axis)
+    lesions = [area for (_, role), area in areas.items() if role == "lesion" and area.any()]
+    return sum(lesions or areas.values(), np.zeros(scan.values.shape[axis], np.int64))
+
+
+def _negative(scan: Scan, axis: int, count: int) -> list[int]:
+    """Evenly spaced slices without a label, by rank among all such slices that show more than background."""
+    if scan.labels is None and not scan.masks and not scan.structures:
+        return []
+    labelled = sum(_areas(scan, axis).values(), np.zeros(scan.values.shape[axis], np.int64))
+    first, extent = _extent(scan, axis)
+    free = [index for index in range(first, first + extent) if not labelled[index]]
+    count = min(count, len(free))
+    return [free[(2 * n + 1) * len(free) // (2 * count)] for n in range(count)]
 
 
 def _largest(area: npt.NDArray[np.int64], count: int) -> list[int]:
