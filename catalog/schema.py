@@ -118,7 +118,8 @@ _LAYERS = (
         Field("source", STR, "name of the source in the recipe", True),
         Field("group_id", STR, "patient, pseudonymous", True),
         Field("items", _list(STR), "the source's items it is made of, in slice order", True),
-        Field("sha256", _list(STR), "SHA-256 of each file (of a pair: header, voxels), checked when the volume is opened again", True),
+        Field("sha256", _list(STR), "SHA-256 of each file (of a pair: header, voxels), checked when the volume is "
+              "opened again", True),
         Field("modality", STR, "DICOM modality code"),
         Field("shape", _list(I32, 3), "voxels along the three array axes (x, y, z: fastest first)", True),
         Field("affine", _list(F64, 16), "voxel index (x, y, z, 1) to millimetres in RAS+, row by row; null: unknown"),
