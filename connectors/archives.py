@@ -27,6 +27,10 @@ from infra.errors import Terminal
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".meca")
 BLOCK = 512
 """Bytes of a tar block; an archive ends with at least one block of zeros."""
+_DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, ValueError, NotImplementedError,
+)
+"""What the readers raise: the last two for offsets before the file, names that are not UTF-8, and unknown methods."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def members(data: bytes, wanted: Callable[[str], bool], limits: Limits | None = 
             yield member
     except (EOFError, _Truncated) as error:
         raise Terminal("ARCHIVE_TRUNCATED", f"ends early ({error}); fetch the file again") from error
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile) as error:
+    except _DAMAGED as error:
         raise Terminal("ARCHIVE_UNREADABLE", f"not a readable zip, tar or tar.gz ({error}); fetch it again") from error
 
 
@@ -90,6 +94,8 @@ def _tar_members(data: bytes, wanted: Callable[[str], bool], limits: Limits) -> 
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as archive:
             count = total = 0
             for info in archive:
+                if info.size < 0:
+                    raise tarfile.TarError("a member declares a negative size")
                 count, total = count + 1, total + info.size
                 _check_cost(count, total, len(data), limits)
                 name = _safe_name(info.name)
@@ -147,7 +153,10 @@ def _zip_members(data: bytes, wanted: Callable[[str], bool], limits: Limits) -> 
                 continue
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile(f"{name!r} is encrypted or packed by an unusual method")
-            yield Member(name, info.file_size, archive.read(info) if wanted(name) else None)
+            found = archive.read(info) if wanted(name) else None
+            if found is not None and len(found) != info.file_size:
+                raise zipfile.BadZipFile(f"{name!r} holds {len(found)} bytes, not the {info.file_size} it declares")
+            yield Member(name, info.file_size, found)
 
 
 def _check_cost(count: int, total: int, packed: int, limits: Limits) -> None:

@@ -77,7 +77,7 @@ def bad_values() -> tuple[type[Exception], ...]:
 
     return (
         BytesLengthException, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, NotImplementedError,
-        struct.error,
+        struct.error, OSError, EOFError,
     )
 
 
@@ -191,7 +191,16 @@ def value(dataset: Any, keyword: str) -> Any:
             found = dataset[tag].value
         except bad_values():
             return None
+    if _holds_items(tag) != (type(found).__name__ == "Sequence"):  # a damaged VR
+        return None
     return None if found is None or found == "" else found
+
+
+@cache
+def _holds_items(tag: Any) -> bool:
+    from pydicom.datadict import dictionary_VR
+
+    return dictionary_VR(tag) == "SQ"
 
 
 @cache

@@ -247,6 +247,7 @@ def _slice(item: str, sha256: str, dataset: Any, frame: int | None) -> Slice:
     directions = _directions(cosines)
     palette = text(dataset, "PhotometricInterpretation") == "PALETTE COLOR"
     samples = 3 if palette else _count(dataset, "SamplesPerPixel")
+    kinds = texts(dataset, "ImageType")
     return Slice(
         item, sha256, dataset, frame, text(dataset, "Modality"), tuple(text(dataset, keyword) for keyword in OWNERS),
         text(dataset, "SOPInstanceUID"), text(dataset, "ConcatenationUID") or item,
@@ -254,7 +255,7 @@ def _slice(item: str, sha256: str, dataset: Any, frame: int | None) -> Slice:
         None if position is None else np.array(position),
         *directions,
         (spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
-        "LOCALIZER" in texts(dataset, "ImageType"), "MOSAIC" in texts(dataset, "ImageType"),
+        "LOCALIZER" in kinds, "MOSAIC" in kinds and samples == 1,
     )
 
 
