@@ -14,7 +14,7 @@ endif
 $(VENV)/.done: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(PY) -m pip install -q uv
-	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV) $(UVFLAGS) -c constraints.txt -e '.[embed,demo,llm,ocr,slides]' --group dev
+	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV) $(UVFLAGS) -c constraints.txt -e '.[embed,demo,experts,llm,ocr,slides]' --group dev
 	touch $@
 
 # DATA=FOLDER adds the sample data found there to what the demo builds from

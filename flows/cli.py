@@ -10,6 +10,7 @@ import typer
 
 from flows.deidentify import deid
 from flows.show import show
+from flows.weights import app as weights_app
 from infra.errors import MedloomError
 from infra.settings import be_quiet, default_home
 
@@ -21,6 +22,7 @@ catalog_app = typer.Typer(no_args_is_help=True, help="The DuckDB index over a da
 knowledge_app = typer.Typer(no_args_is_help=True, help="Knowledge bases that captions are retrieved from.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(knowledge_app, name="knowledge")
+app.add_typer(weights_app, name="weights")
 
 Home = Annotated[Path, typer.Option("--home", help="Folder of the dataset.", default_factory=default_home)]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
