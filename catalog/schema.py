@@ -166,7 +166,7 @@ _LAYERS = (
         Field("roi_id", STR, "hash of sample, label, box, mask and expert", True),
         Field("label", STR, "what the region shows, in the annotator's or expert's words", True),
         Field("ontology_id", STR, "concept id; null: not mapped"),
-        Field("role", STR, "organ, lesion, cell, panel, device, body or region", True),
+        Field("role", STR, "organ, lesion, cell, panel, device, text, body or region", True),
         Field("box", _list(I32, 4), "x0, y0, x1, y1 in pixels of the stored image, half-open: x1 - x0 is the width",
               True),
         Field("mask", pa.struct([("size", _list(I32, 2)), ("counts", STR)]),

@@ -7,12 +7,12 @@ was found or why nothing was. No region is a normal answer; an expert that fails
       experts: [foreground, cells]
       options: {cells: {min_area: 40}}
 
-An expert is a module of `transforms/experts` with NAME, REQUIRES, Params, VERSION, TRUST ("boundary", "box" or
-"presence": how far its outlines may be believed), `applies(image) -> str | None` (why it does not look at an image,
+An expert is a module of `transforms/experts` with NAME, REQUIRES, Params, VERSION, CARD (what it finds, and how far its
+outlines may be believed: transforms/experts/card.py), `applies(image) -> str | None` (why it does not look at an image,
 from its row of `images`) and `find(pixels, image, params) -> Iterable[Region]`. `find` may raise Dropped when the
 pixels show that the image is not for it, Terminal when it fails on it. WEIGHTS_SHA256 names its weights, if any;
 `ingredients(params) -> Mapping[str, str]` the hashes of weights that its parameters choose, and `card(params)` their
-card (transforms/experts/card.py), where it depends on them.
+card.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from infra.errors import ConfigError, ItemError, Transient
 from infra.keys import canonical, key, sha256
 from infra.plugins import load, nearest
 from transforms.decoded import Pixels
+from transforms.experts.card import Card
 from transforms.options import checked
 from transforms.regions import roi_row
-from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
+from transforms.stage import Context, Resources, Rows, SampleRows, Stage, each_sample
 
 NAME = "ground"
 VERSION = "1"
@@ -66,10 +67,10 @@ class Expert:
         return load("expert", self.name)
 
     @cached_property
-    def trust(self) -> str:
-        """How far its outlines may be believed."""
+    def card(self) -> Card:
         chosen = getattr(self.module, "card", None)
-        return str(chosen(self.params).trust if chosen else self.module.TRUST)
+        card: Card = chosen(self.params) if chosen else self.module.CARD
+        return card
 
     @cached_property
     def weights(self) -> str | None:
@@ -93,6 +94,9 @@ def make_stage(params: Params, context: Context) -> Stage:
     return each_sample(
         NAME, VERSION, reads=("images", "rois"), writes=("rois", "checks"), row=partial(_grounded, params, experts),
         params=params, ingredients={f"expert:{e.name}": _identity(e) for e in experts},
+        resources=Resources(
+            max((e.card.cpus for e in experts), default=1), max((e.card.gpus for e in experts), default=0),
+        ),
     )
 
 
@@ -132,7 +136,7 @@ def _found(expert: Expert, sample: SampleRows) -> tuple[list[dict[str, Any]], st
         for region in module.find(pixels, sample.image, expert.params):
             row = roi_row(
                 sample.id, region, (height, width), expert=f"{module.NAME}@{module.VERSION}", origin="predicted",
-                trust=expert.trust, weights_sha256=expert.weights,
+                trust=expert.card.trust, weights_sha256=expert.weights,
             )
             if row is not None:
                 rows[row["roi_id"]] = row

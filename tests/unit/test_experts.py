@@ -11,11 +11,14 @@ from PIL import Image
 from catalog.masks import decode_mask
 from catalog.schema import LAYERS
 from infra.errors import ConfigError, Dropped, Terminal
+from infra.plugins import plugins
 from transforms import ground
 from transforms.decoded import Region
 from transforms.experts import cells, foreground
+from transforms.experts.card import Card, Class
 from transforms.regions import roi_row
 from transforms.stage import Context, fingerprint
+from transforms.vocabulary import table
 
 CONTEXT = Context(Path("."))
 
@@ -158,6 +161,71 @@ def test_options_are_checked_and_enter_the_key():
     plain, other = ({}, {"cells": {"min_area": 40}})
     keys = {fingerprint(ground.make_stage(ground.Params(options=o), CONTEXT)) for o in (plain, other)}
     assert len(keys) == 2
+
+
+ROLES = {"organ", "lesion", "cell", "body", "device", "text", "panel", "region"}
+
+
+def faults_of_card(module):
+    """What is wrong with how an expert describes itself."""
+    card = getattr(module, "CARD", None)
+    if not isinstance(card, Card):
+        return ["has no CARD"]
+    faults = [] if card.trust == module.TRUST else ["its TRUST is not that of its card"]
+    faults += [f"{c.label}: unknown role {c.role}" for c in card.classes if c.role not in ROLES]
+    faults += [f"unknown modality {code}" for code in card.modalities if code not in table()]
+    faults += [f"unknown kind {kind}" for kind in card.kinds if kind not in {m.kind for m in table().values()}]
+    if card.kinds or card.modalities:
+        faults += [
+            f"looks at {code}, its card does not" for code in table()
+            if module.applies({"modality": code}) is None and card.why_not({"modality": code})
+        ]
+    return faults
+
+
+@pytest.mark.parametrize("name", sorted(plugins("expert")))
+def test_every_expert_has_a_card_that_is_true_of_it(name):
+    assert faults_of_card(plugins("expert")[name]) == []
+
+
+def test_an_expert_without_a_card_or_with_a_wrong_one_fails_the_contract():
+    class Nameless:
+        TRUST = "box"
+
+    assert faults_of_card(Nameless) == ["has no CARD"]
+
+    class Wrong:
+        TRUST = "box"
+        CARD = Card("classical", "boundary", (Class("lung", "organism"),), modalities=("CT", "XX"))
+
+        @staticmethod
+        def applies(image):
+            return None if image["modality"] in ("CT", "MR") else "does not"
+
+    assert faults_of_card(Wrong) == [
+        "its TRUST is not that of its card", "lung: unknown role organism", "unknown modality XX",
+        "looks at MR, its card does not",
+    ]
+
+
+@pytest.mark.parametrize(("expert", "modality"), [
+    (cells, "fluorescence microscopy"), (foreground, "CT"), (foreground, "US"), (foreground, "PT"), (foreground, "ES"),
+    (foreground, "OP"),
+])
+def test_only_labels_and_roles_of_the_card_are_found(expert, modality):
+    grain = np.random.default_rng(0).integers(90, 160, (128, 128), dtype=np.uint8)
+    picture = np.where(disc(128, 64, 64, 25), grain, 0).astype(np.uint8)
+    found = {(region.label, region.role) for region in expert.find(picture, {"modality": modality}, expert.Params())}
+    assert found and found <= {(c.label, c.role) for c in expert.CARD.classes}
+
+
+def test_a_card_says_why_an_image_is_not_looked_at():
+    card = Card("classical", "box", kinds=("radiology",), modalities=("DX",), anatomy=("chest",))
+    assert card.why_not({"modality": "DX"}) is None
+    assert card.why_not({"modality": "DX", "anatomy": "Chest wall"}) is None
+    assert "unknown" in card.why_not({"modality": None})
+    assert "computed tomography" in card.why_not({"modality": "CT"})
+    assert "hand" in card.why_not({"modality": "DX", "anatomy": "hand"})
 
 
 def test_cells_on_real_nuclei(sample_data):

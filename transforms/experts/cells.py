@@ -22,13 +22,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import Dropped
 from transforms.decoded import Pixels, Region
+from transforms.experts.card import Card, Class
 from transforms.experts.foreground import grey, otsu
 from transforms.vocabulary import modality
 
 NAME = "cells"
 VERSION = "1"
-TRUST = "boundary"
 REQUIRES: Mapping[str, str] = {"scipy": "scipy", "SimpleITK": "simpleitk"}
+CARD = Card(
+    family="classical", trust="boundary", kinds=("microscopy",), modalities=("fluorescence microscopy",),
+    classes=(Class("cell", "cell"),),
+)
+TRUST = CARD.trust
 
 FLOOR = 0.4
 NOISE = 4.0
@@ -83,12 +88,12 @@ def find(pixels: Pixels, image: Mapping[str, Any], params: Params) -> Iterator[R
     peaks = ndimage.gaussian_filter(ndimage.maximum_filter(smooth, NEARBY), NEARBY / 4)
     cells = smooth > np.maximum(floor, background + params.local * (peaks - background))
     cells = ndimage.binary_fill_holes(ndimage.binary_opening(cells))
-    for mask in _parted(cells, params.depth):
-        if mask.sum() >= params.min_area:
+    for mask in parted(cells, params.depth):
+        if np.count_nonzero(mask) >= params.min_area:
             yield Region(label="cell", role="cell", mask=mask)
 
 
-def _parted(cells: Any, depth: float) -> Iterator[Any]:
+def parted(cells: Any, depth: float) -> Iterator[Any]:
     """Full-size masks of the single cells; one at a time, so that a thousand cells need no thousand images at once."""
     from scipy import ndimage
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from transforms.decoded import Pixels, Region
+from transforms.experts.card import Card, Class
 from transforms.vocabulary import modality
 
 NAME = "foreground"
 VERSION = "1"
-TRUST = "box"
 REQUIRES: Mapping[str, str] = {"scipy": "scipy"}
 
 LABELS: Mapping[str, str] = {
@@ -30,6 +30,11 @@ LABELS: Mapping[str, str] = {
     "ophthalmology": "field of view",
 }
 """kind of modality (vocabulary.yaml) -> what its foreground is called"""
+CARD = Card(
+    family="classical", trust="box", kinds=tuple(LABELS),
+    classes=(Class("imaged body", "body"), Class("field of view", "body")),
+)
+TRUST = CARD.trust
 
 GAP = 0.005
 GAPS: Mapping[str, float] = {"ultrasound": 0.03}
@@ -73,7 +78,7 @@ def find(pixels: Pixels, image: Mapping[str, Any], params: Params) -> list[Regio
         return []
     lowest = float(smooth.min())
     bright = ndimage.binary_opening(smooth > lowest + params.share * (threshold - lowest), iterations=2)
-    pieces, count = ndimage.label(_closed(bright, round(gap * min(values.shape))))
+    pieces, count = ndimage.label(closed(bright, round(gap * min(values.shape))))
     areas = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
     for part in np.argsort(-areas, kind="stable")[:count]:
         mask = pieces == part + 1
@@ -85,7 +90,7 @@ def find(pixels: Pixels, image: Mapping[str, Any], params: Params) -> list[Regio
     return []
 
 
-def _closed(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
+def closed(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
     """Closing with a disc, by distances: as fast for a large radius as for a small one."""
     from scipy import ndimage
 
