@@ -14,7 +14,7 @@ import pytest
 from makehome import make_rows
 
 from catalog.manifest import Shard, scan
-from catalog.schema import LAYERS
+from catalog.schema import LAYERS, VERSION
 from catalog.shards import GROUP_ROWS, ShardWriter, batches, read, rehash
 
 ROWS = make_rows(90)
@@ -100,7 +100,7 @@ def test_images_lie_plain_in_small_row_groups(tmp_path: Path) -> None:
             assert image.compression == "UNCOMPRESSED" and not image.has_dictionary_page
             assert {c.compression for c in columns.values()} == {"ZSTD"}
             assert all(columns[name].has_offset_index for name in ("sample_id", "source", "width"))
-        assert file.schema_arrow.metadata[b"medloom.schema"] == b"images/1"
+        assert file.schema_arrow.metadata[b"medloom.schema"] == f"images/{VERSION}".encode()
     tables = list(batches(tmp_path, [shard], pixels=True))
     assert pa.concat_tables(tables) == read(tmp_path, [shard], "images")
     assert "image" not in next(batches(tmp_path, [shard], pixels=False)).column_names
@@ -131,7 +131,7 @@ def test_one_flipped_byte_anywhere_is_found(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from catalog.schema import LAYERS
+from catalog.schema import LAYERS, VERSION
 from catalog.shards import ShardWriter
 home, when = Path(sys.argv[1]), sys.argv[2]
 row = {"sample_id": "a", "label_id": "b", "name": "c", "value": "d", "origin": "e"}
