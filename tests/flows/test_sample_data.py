@@ -1,4 +1,4 @@
-"""Every scan of the sample data is in the funnel, kept or with a reason; other sets have tests beside their connectors."""
+"""Every scan of the sample data is in the funnel, kept or with a reason; other sets are tested by their connectors."""
 
 from __future__ import annotations
 
