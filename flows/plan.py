@@ -125,6 +125,6 @@ def _units(
         read = dict.fromkeys(u for layer in ("images", *stage.reads) for u in writers.get(layer, ()))
         upstream = tuple(read)
         key = stage_key(stage, upstream)
-        yield StageUnit(name, stage, partition, upstream, key, attempt(key))
+        yield StageUnit(name, stage, partition, upstream, key, attempt(key), work if stage.volumes else None)
         for layer in stage.writes:
             writers.setdefault(layer, []).append(Upstream(name, key, attempt(key)))

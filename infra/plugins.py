@@ -35,6 +35,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "decoder": ("transforms.decoders", "decode"),
     "stage": ("transforms", "make_stage"),
     "expert": ("transforms.experts", "find"),
+    "volume_expert": ("transforms.experts", "segment"),
     "classifier": ("transforms.classifiers", "open_classifier"),
     "captioner": ("transforms.captioners", "open_captioner"),
     "corpus": ("transforms.corpora", "read"),

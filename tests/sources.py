@@ -135,6 +135,7 @@ stages:
   - {{use: panels}}
   - {{use: image_type}}
   - {{use: harmonise}}
+  - {{use: ground_volumes}}
   - {{use: ground}}
   - {{use: caption}}
   - {{use: caption, name: variants, captioner: variants, options: {{variants: 2}}}}

@@ -59,12 +59,19 @@ class Params(BaseModel):
 class Expert:
     """An expert module and what a recipe sets for it."""
 
+    kind: str
+    """expert, or volume_expert"""
     name: str
     params: BaseModel
 
     @property
     def module(self) -> Any:
-        return load("expert", self.name)
+        return load(self.kind, self.name)
+
+    @cached_property
+    def identity(self) -> str:
+        """What decides its regions, beside the picture."""
+        return key(self.module.VERSION, self.weights, self.params.model_dump(mode="json"))
 
     @cached_property
     def card(self) -> Card:
@@ -83,25 +90,26 @@ class Expert:
 
 def make_stage(params: Params, context: Context) -> Stage:
     """The stage. Raises ConfigError for an unknown expert or options that it does not take."""
-    if strange := [name for name in params.options if name not in params.experts]:
-        raise ConfigError(
-            f"ground: options are given for {strange[0]!r}{nearest(strange[0], list(params.experts))}, which is not "
-            f"among the experts {', '.join(params.experts)}"
-        )
-    experts = tuple(
-        Expert(name, checked("expert", load("expert", name), params.options.get(name, {}))) for name in params.experts
-    )
+    experts = chosen("expert", params.experts, params.options)
     return each_sample(
         NAME, VERSION, reads=("images", "rois"), writes=("rois", "checks"), row=partial(_grounded, params, experts),
-        params=params, ingredients={f"expert:{e.name}": _identity(e) for e in experts},
+        params=params, ingredients={f"expert:{e.name}": e.identity for e in experts},
         resources=Resources(
             max((e.card.cpus for e in experts), default=1), max((e.card.gpus for e in experts), default=0),
         ),
     )
 
 
-def _identity(expert: Expert) -> str:
-    return key(expert.module.VERSION, expert.weights, expert.params.model_dump(mode="json"))
+def chosen(
+    kind: str, names: tuple[str, ...], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[Expert, ...]:
+    """The experts of a recipe. Raises ConfigError for an unknown one, or options that it does not take."""
+    if strange := [name for name in options if name not in names]:
+        raise ConfigError(
+            f"options are given for {strange[0]!r}{nearest(strange[0], list(names))}, which is not among the experts "
+            f"{', '.join(names)}"
+        )
+    return tuple(Expert(kind, name, checked(kind, load(kind, name), options.get(name, {}))) for name in names)
 
 
 def _grounded(params: Params, experts: tuple[Expert, ...], sample: SampleRows, state: None) -> Rows:

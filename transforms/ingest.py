@@ -9,7 +9,7 @@ row before its decoder has de-identified it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,8 @@ from infra.settings import PUBLIC_KEY, pseudonym_key
 from transforms.decoded import Article, Decoded, IngestParams, Refused, Sample, Volume
 from transforms.pictures.imagefile import encode_png, phash, pixel_sha256, shrink
 from transforms.regions import roi_row, scaled
+from transforms.scans.reopen import reopen
+from transforms.scans.volumes import Scan
 from transforms.stage import Outcome, Reject
 
 VERSION = "1"
@@ -93,6 +95,25 @@ class Ingest:
             if batch.full:
                 yield batch.take()
         yield batch.take()
+
+    def scan(self, partition: Partition, home: Path, row: Mapping[str, Any]) -> Scan:
+        """The scan of a row of `volumes` of a partition, from the source's own files. Raises ItemError."""
+        names = self.names((entry for entry, _ in partition.contents), home)
+        wanted = set(row["items"])
+        chosen = [n for n, (entry, _) in enumerate(partition.contents) if names[entry] in wanted]
+        part = Partition(
+            partition.source, partition.name, tuple(partition.refs[n] for n in chosen),
+            tuple(partition.contents[n] for n in chosen),
+        )
+        found = {names[item.id]: item for item in load("connector", self.connector).read(part, self.connector_params)}
+        for item in found.values():
+            if item.error is not None:
+                raise item.error
+        files = [
+            item.files[role] for name in row["items"] if (item := found.get(name)) for role in ("header:main", "main")
+            if role in item.files
+        ]
+        return replace(reopen(row, files), anatomy=next(iter(found.values())).facts.get("anatomy") if found else None)
 
     def _secret(self, home: Path) -> bytes:
         return PUBLIC_KEY if self.terms.identifiers == "public" else pseudonym_key(home)

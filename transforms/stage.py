@@ -119,7 +119,23 @@ class Stage(Protocol):
     def open(self) -> Callable[[], Any] | None:
         """Loads what is costly, once per worker; None when there is nothing to load."""
         ...
+    @property
+    def volumes(self) -> bool:
+        """Whether it works on whole scans: then its state is a `Volumes`, and it has no `open`."""
+        ...
     def __call__(self, tables: Mapping[str, pa.Table], state: Any) -> Outcome: ...
+
+
+@dataclass
+class Volumes:
+    """What opens scans again for a stage, for as long as it works on one partition."""
+
+    rows: Mapping[str, Mapping[str, Any]]
+    """volume_id -> its row of `volumes`"""
+    open: Callable[[Mapping[str, Any]], Any]
+    """such a row -> transforms.scans.volumes.Scan, checked by hash; raises ItemError"""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """what the stage keeps from one batch to the next"""
 
 
 def fingerprint(stage: Stage) -> str:
@@ -168,6 +184,7 @@ class RowStage:
     resources: Resources
     open: Callable[[], Any] | None
     attempts: int
+    volumes: bool = False
 
     def __call__(self, tables: Mapping[str, pa.Table], state: Any) -> Outcome:
         others = {layer: _by_sample(tables[layer]) for layer in self.reads if layer != "images"}
@@ -205,11 +222,12 @@ def each_sample(
     resources: Resources | None = None,
     open: Callable[[], Any] | None = None,
     attempts: int = 3,
+    volumes: bool = False,
 ) -> Stage:
-    """Lift `row(sample, state)` to a stage. `state` is what `open` returned, or None."""
+    """Lift `row(sample, state)` to a stage. `state` is what `open` returned, a `Volumes`, or None."""
     return RowStage(
         name, version, reads, writes, row, params or NoParams(), ingredients or {}, pixels,
-        resources or Resources(), open, attempts,
+        resources or Resources(), open, attempts, volumes,
     )
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from catalog.schema import LAYERS, VERSION
 from infra.keys import key
 from infra.settings import be_quiet
 from transforms.ingest import WRITES, Ingest
-from transforms.stage import Outcome, Reject, Stage, fingerprint, of_samples
+from transforms.stage import Outcome, Reject, Stage, Volumes, fingerprint, of_samples
 
 SOFTWARE = ("medloom", "pyarrow", "numpy", "pillow")
 
@@ -87,6 +88,8 @@ class StageUnit:
     upstream: tuple[Upstream, ...]
     key: str
     attempt: int = 0
+    source: Ingest | None = None
+    """how the partition's items are read again, for stages that work on whole scans"""
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -99,6 +102,9 @@ class StageUnit:
     def outcomes(self, home: Path, state: Any) -> Iterator[tuple[list[str] | None, Outcome]]:
         inputs = [shard for entry in self.entries(home) for shard in entry.read(home).shards]
         others = {layer: shards.read(home, inputs, layer) for layer in self.work.reads if layer != "images"}
+        if self.work.volumes and self.source is not None:
+            rows = {row["volume_id"]: row for row in shards.read(home, inputs, "volumes").to_pylist()}
+            state = Volumes(rows, partial(self.source.scan, self.partition, home))
         for images in shards.batches(home, inputs, self.work.pixels):
             ids = images["sample_id"].to_pylist()
             tables = {"images": images, **{name: of_samples(table, ids) for name, table in others.items()}}

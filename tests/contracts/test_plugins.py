@@ -16,6 +16,7 @@ ARGUMENTS = {
     "decoder": ("decode", ["items", "params", "pseudonym"]),
     "stage": ("make_stage", ["params", "context"]),
     "expert": ("find", ["pixels", "image", "params"]),
+    "volume_expert": ("segment", ["scan", "params"]),
     "classifier": ("open_classifier", ["params", "context"]),
     "captioner": ("open_captioner", ["params", "context"]),
     "corpus": ("read", ["params", "base"]),

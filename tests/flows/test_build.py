@@ -236,7 +236,7 @@ def test_what_failed_in_passing_is_tried_again_on_request(built: tuple[Path, Pat
     assert reject == {"code": "SOURCE_CHANGED", "retryable": True}
     assert run(recipe, tmp_path / "fresh")[1] == []
     made, ran = run(recipe, tmp_path / "fresh", retry_failed=True)
-    assert made.number == 2 and len(ran) == 8
+    assert made.number == 2 and len(ran) == 9
     assert query(tmp_path / "fresh", "SELECT count(*) AS n FROM rejects").to_pylist() == [{"n": 0}]
     old = json.loads((tmp_path / "fresh" / "builds" / "000001.json").read_text())
     assert query(tmp_path / "fresh", "SELECT count(*) AS n FROM rejects", at=old["number"]).to_pylist() == [{"n": 1}]

@@ -1,4 +1,4 @@
-"""Body, lungs and bone in a CT volume, by Hounsfield thresholds and morphology.
+"""Volume expert: body, lungs and bone in a CT, by Hounsfield thresholds and morphology.
 
 The invariant: pure functions of the values and the spacing; a mask may be empty (no lung in a pelvis). Lengths are
 millimetres, so that the answer does not hang on the grid: finer volumes are worked on in blocks of about 2 mm, and the
@@ -22,21 +22,31 @@ wrongly takes in the heart, and `contrast` answers yes.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
+from infra.errors import Dropped, Terminal
 from transforms.experts.card import Card, Class
+from transforms.experts.shapes import structure
+from transforms.scans.volumes import Scan, Structure
 
 Values = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Spacing = tuple[float, float, float]
 """mm along the three axes of the array, in their order"""
 
+NAME = "ct"
+VERSION = "1"
+REQUIRES: Mapping[str, str] = {"scipy": "scipy"}
 CARD = Card(
     family="classical", trust="box", kinds=("radiology",), modalities=("CT",), ndim=3, value_space="HU", memory_gb=4,
-    classes=(Class("body", "body"), Class("lungs", "organ"), Class("bone", "organ")),
+    classes=(
+        Class("body", "body"), Class("lungs", "organ", "UBERON:0002048"), Class("bone", "organ", "UBERON:0001474"),
+    ),
 )
 
 TISSUE, AERATED, GAS = -300.0, -320.0, -950.0
@@ -53,6 +63,35 @@ SMOOTH_MM, GAP_MM, OPEN_MM = 1.5, 6.0, 3.0
 SOLID_MM = 10.0
 """No bone is as dense as BONE throughout so deep under its surface; a heart or a kidney with contrast medium is."""
 BLOCK_MM = 2.0
+
+
+class Params(BaseModel):
+    """What a recipe may set for the CT expert."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    find: tuple[Literal["body", "lungs", "bone"], ...] = Field(
+        ("body", "lungs", "bone"), min_length=1, description="what is looked for"
+    )
+
+
+def segment(scan: Scan, params: Params) -> Iterator[Structure]:
+    """What is there of body, lungs and bone; no bone where contrast medium or metal would be taken for it.
+
+    Raises Terminal NO_SPACING; Dropped NOT_HOUNSFIELD for values that no CT has.
+    """
+    if scan.spacing is None or scan.orientation is None:
+        raise Terminal("NO_SPACING", "the size of the voxels is unknown, and the rules are in millimetres")
+    if float(scan.values.min()) > TISSUE:
+        raise Dropped("NOT_HOUNSFIELD", f"no value is under {TISSUE:.0f}, so these are no Hounsfield units with air")
+    axial = next(axis for axis, letter in enumerate(scan.orientation) if letter in "SI")
+    masks = {"body": body, "lungs": lungs, "bone": bone}
+    for found in CARD.classes:
+        dense = found.label == "bone" and contrast(scan.values, scan.spacing)
+        if found.label in params.find and not dense:
+            made = structure(found, masks[found.label](scan.values, scan.spacing, axial))
+            if made is not None:
+                yield made
 
 
 def body(values_hu: Values, spacing: Spacing, axial: int = 2) -> Mask:

@@ -1,7 +1,7 @@
-"""Expert for volumes: structures of the brain in T1-weighted MR of the head, by the MeshNet models of brainchop.
+"""Structures of the brain in T1-weighted MR of the head, by the MeshNet models of brainchop.
 
 The invariant: the label map lies on the volume's own grid, and left and right are the patient's, whichever way the
-volume is stored. It has no NAME: it looks at volumes, so a stage for volumes calls `segment`.
+volume is stored. brain.py makes a volume expert of it.
 
     tissue       white and grey matter; seconds
     subcortical  17 structures, both sides together

@@ -1,6 +1,7 @@
 """What the classical experts share: copies small enough to be quick, and masks drawn back at full size.
 
-The invariant: `grown(mask, size)` puts a mask of the small copy on the grid of the picture that `shrunk` made it from.
+The invariant: `grown(mask, size)` puts a mask of the small copy on the grid of the picture that `shrunk` made it from,
+and `structure` keeps every voxel of a mask in three dimensions where it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from transforms.decoded import Pixels
+from transforms.experts.card import Class
+from transforms.scans.volumes import Structure
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -58,3 +61,14 @@ def best_part(mask: Mask, weight: Any = 1.0) -> Mask:
         return mask
     sums = np.bincount(parts.ravel(), np.broadcast_to(weight, mask.shape).ravel().astype(float), count + 1)
     return np.asarray(parts == 1 + int(np.argmax(sums[1:])))
+
+
+def structure(found: Class, mask: Mask) -> Structure | None:
+    """A mask of (x, y, z) as a structure of a scan, no larger than it must be; None where it is empty."""
+    places = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    if not len(places[0]):
+        return None
+    first, last = [int(p[0]) for p in places], [int(p[-1]) + 1 for p in places]
+    window = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    corner = (first[0], first[1], first[2])
+    return Structure(found.label, found.role, np.ascontiguousarray(mask[window]), corner, found.ontology_id)

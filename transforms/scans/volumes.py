@@ -165,6 +165,13 @@ def cut(scan: Scan, params: IngestParams) -> Iterator[Cut]:
                 yield Cut(f"{plane}:{index}:{name}", plane, index, pixels, columns, regions)
 
 
+def regions_at(upright: Scan, affine: Any, plane: str | None, index: int) -> list[Region]:
+    """What an upright scan (`canonical`) shows on a slice that `cut` gave: by its view and slice_index."""
+    axis = 2 if plane is None else _plane(plane)[0]
+    at = index if affine is None else _lay(affine).index(axis, index, upright.values.shape[axis])
+    return list(_regions(upright, axis, at))
+
+
 def choose_slices(scan: Scan, plane_axis: int, rule: str) -> list[int]:
     """Indices of the slices across an axis that a rule picks, sorted, none twice.
 
