@@ -165,6 +165,8 @@ class RayRunner:
 
     def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
         self._address, self._cpus = address, cpus
+        self._memory: float | None = None
+        self._gpus: float | None = None
         self._pools: dict[str, _Pool] = {}
         self._running: dict[Any, _Running] = {}
 
@@ -183,6 +185,8 @@ class RayRunner:
             )
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.slots = resources.get("CPU", 1.0)
+        if not self._address:  # a cluster elsewhere may grow, this machine does not
+            self._memory, self._gpus = resources.get("memory"), resources.get("GPU", 0.0)
         self._task = ray.remote(max_retries=0)(_call_task)
         self._actor = ray.remote(max_restarts=0, max_task_retries=0)(_Worker)
         return self
@@ -225,6 +229,11 @@ class RayRunner:
                     ready.appendleft(_Running(ended.rest[0], ended.rest[1:]))
                 yield done
 
+    def _bytes(self, step: Step) -> int | None:
+        """The memory of a step; one that asks for more than this machine has gets all of it, and waits for it."""
+        wanted = int(step.memory_gb * (1 << 30)) if step.memory_gb else None
+        return wanted if wanted is None or self._memory is None else min(wanted, int(self._memory))
+
     def _fill(self, ready: deque[_Running], source: Iterator[Sequence[Step]]) -> None:
         """Start what there is room for; steps further down their chain first: chains end before others begin."""
         while True:
@@ -246,8 +255,13 @@ class RayRunner:
         step = running.step
         if step.cpus > free and self._running:
             return False
+        if self._gpus is not None and step.gpus > self._gpus:
+            raise ConfigError(
+                f"{step.id} asks for {step.gpus:g} GPUs, this machine has {self._gpus:g}; set its device to cpu, or "
+                "name a Ray cluster that has them (--runner ray://HOST:PORT)"
+            )
         if step.open is None:
-            options = {"num_cpus": min(step.cpus, self.slots), "num_gpus": step.gpus, "memory": _bytes(step)}
+            options = {"num_cpus": min(step.cpus, self.slots), "num_gpus": step.gpus, "memory": self._bytes(step)}
             self._running[self._task.options(**options).remote(step)] = running
             return True
         pool = self._pools.setdefault(step.pool or step.id, _Pool())
@@ -256,7 +270,7 @@ class RayRunner:
                 return False
             # the driver's own count bounds the load: an idle actor must not hold a CPU that the next stage waits for
             made = self._actor.options(
-                num_cpus=0, num_gpus=step.gpus, memory=_bytes(step), scheduling_strategy="SPREAD"
+                num_cpus=0, num_gpus=step.gpus, memory=self._bytes(step), scheduling_strategy="SPREAD"
             )
             pool.idle.append(made.remote(step.open))
             pool.size += 1
@@ -298,9 +312,6 @@ def _alive() -> bool:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return any(node["Alive"] for node in nodes)
 
-
-def _bytes(step: Step) -> int | None:
-    return int(step.memory_gb * (1 << 30)) if step.memory_gb else None
 
 
 def _call_task(step: Step) -> Ended:

@@ -52,6 +52,18 @@ def test_every_step_ends_once_and_chains_keep_their_order(runner: Runner, tmp_pa
     assert all([line for line in lines if line[0] == c] == [f"{c}0", f"{c}1", f"{c}2"] for c in "abcde")
 
 
+def test_a_step_that_wants_more_memory_than_there_is_runs_all_the_same(runner: Runner) -> None:
+    done = list(runner.run([[Step("large", _echo, 1, memory_gb=100_000)], [Step("small", _echo, 2)]]))
+    assert sorted(d.value for d in done) == [1, 2]
+
+
+def test_a_gpu_that_is_not_there_is_missed_at_once(runner: Runner) -> None:
+    if isinstance(runner, InlineRunner):
+        pytest.skip("the inline runner takes no count of GPUs")
+    with pytest.raises(ConfigError, match="asks for 64 GPUs"):
+        list(runner.run([[Step("model", _echo, 1, gpus=64)]]))
+
+
 def test_a_bug_stops_its_chain_and_no_other(runner: Runner) -> None:
     chains = [[Step("bad", fail, ValueError("oops")), Step("never", fail, None)], [Step("good", _echo, 1)]]
     done = {d.step.id: d for d in runner.run(chains)}
