@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from catalog.items import Item, Partition
 from connectors.pmc import bucket, local
-from connectors.pmc.articles import Params
+from connectors.pmc.params import Params
 from infra.fileindex import FileIndex
 
 __all__ = ["Params", "list_partitions", "read"]

@@ -35,11 +35,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from catalog.items import Item, Partition
-from connectors.pmc.articles import Params, entries, failed_item, figure_item, with_stated_licence, withdrawn
+from connectors.pmc.articles import entries, failed_item, figure_item, with_stated_licence, withdrawn
 from connectors.pmc.files import Shelves
 from connectors.pmc.index import Index, Listed
 from connectors.pmc.inventory import Files
 from connectors.pmc.jats import Article, parse_article
+from connectors.pmc.params import Params
 from connectors.pmc.selection import needs_xml, unwanted
 from infra.errors import ConfigError, Dropped, ItemError, Terminal, Transient
 from infra.fileindex import FileIndex

@@ -27,8 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from connectors.pmc.articles import Params
 from connectors.pmc.inventory import newest, read_metadata, rows
+from connectors.pmc.params import Params
 from connectors.pmc.selection import GONE, Known, verdicts
 from infra.errors import ConfigError, Terminal, Transient
 from infra.keys import key, sha256

@@ -6,6 +6,8 @@ The invariant: a licence is only what is stated. Silence and contradiction both 
 Licence(code='CC-BY-4.0', evidence='license_ref: creativecommons.org/licenses/by/4.0', silent=False)
 >>> compared(read_licence(meta), "CC BY")
 Compared(licence=Licence(code='CC-BY-4.0', …), stated='CC-BY', agrees=True)
+>>> licence_wanted("CC BY-NC", ("commercial",)), licence_wanted("CC BY", ("commercial",))
+(False, True)
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from catalog.licences import demands
 from connectors.pmc.xml import XLINK_HREF, Element, words
 
 
@@ -74,7 +77,7 @@ def read_licence(holder: Element) -> Licence:
         unclear = next((said for said in prose + addresses + copyrights if said), None)
         silent = not any(prose + addresses) and not any(map(_RESERVED.search, copyrights))
         return Licence(None, unclear and f"no known licence is named in: {unclear[:200]}", silent)
-    if len({_family(code) for code, _ in found}) > 1:
+    if len({family(code) for code, _ in found}) > 1:
         return Licence(None, "contradictory: " + "; ".join(dict.fromkeys(evidence for _, evidence in found)))
     return Licence(*next((one for one in found if re.search(r"\d\.\d", one[0])), found[0]))
 
@@ -96,7 +99,7 @@ def compared(own: Licence, code: str | None, field: str = "license_code") -> Com
         return Compared(Licence(stated, "; ".join(filter(None, (evidence, own.evidence)))), stated, None)
     if own.code is None:
         return Compared(Licence(None, f"{own.evidence}; {evidence}"), stated, None)
-    if _family(own.code) == _family(stated):
+    if family(own.code) == family(stated):
         return Compared(own, stated, True)
     return Compared(Licence(None, f"contradictory: {own.evidence}; {evidence}"), stated, False)
 
@@ -132,5 +135,37 @@ def _phrases(where: str, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield "-".join(filter(None, ("CC-BY", *terms, match["version"]))), f"{where}: {match[0].rstrip(' ,(')}"
 
 
-def _family(code: str) -> str:
-    return re.sub(r"-\d\.\d.*", "", code)
+# classes, by the codes that PMC's metadata states
+
+MINED = "TDM"
+"""PMC's code for author manuscripts that may be mined and not published: never part of a class."""
+
+
+def family(code: str) -> str:
+    """A licence code without its version: "CC BY-NC 4.0", "cc-by-nc" and "CC-BY-NC-4.0" are all CC-BY-NC."""
+    return re.sub(r"-\d\.\d.*", "", re.sub(r"[\s_]+", "-", code.strip().upper()))
+
+
+def licence_class(code: str | None) -> str:
+    """commercial, noncommercial, other (none stated, or not a Creative Commons one), or TDM."""
+    name = family(code or "")
+    if name in (MINED, "CC0"):
+        return MINED if name == MINED else "commercial"
+    asked = demands(name)
+    if asked is None:
+        return "other"
+    return "noncommercial" if "NC" in asked else "commercial"
+
+
+def licence_wanted(code: str | None, wanted: Iterable[str]) -> bool:
+    """Whether a stated licence is of one of the classes, or of the family of one of the codes."""
+    return licence_class(code) in wanted or family(code or "") in map(family, wanted)
+
+
+def check_licences(wanted: Iterable[str]) -> None:
+    """Raises ValueError for what is neither a class nor a code."""
+    for name in wanted:
+        if name not in ("commercial", "noncommercial", "other") and licence_class(name) == "other":
+            raise ValueError(
+                f"licences: {name!r} is neither commercial, noncommercial, other, nor a code such as CC0, CC-BY-NC, TDM"
+            )

@@ -20,9 +20,10 @@ from typing import Any
 
 from catalog.items import Item, Partition
 from connectors.archives import is_archive, members
-from connectors.pmc.articles import Params, entries, failed_item, figure_item, with_stated_licence, withdrawn
+from connectors.pmc.articles import entries, failed_item, figure_item, with_stated_licence, withdrawn
 from connectors.pmc.files import Shelves
 from connectors.pmc.jats import Article, parse_article
+from connectors.pmc.params import Params
 from infra.errors import ConfigError, ItemError, Terminal, Transient
 from infra.fileindex import FileIndex
 from infra.keys import key, sha256, split_by_key

@@ -3,8 +3,6 @@
 The invariant: an article is wanted only if every rule that is set is known to hold. A licence that is not stated is
 `other`, and a date of which only the year is known lies in a period only if the whole year does.
 
->>> licence_wanted("CC BY-NC", ("commercial",)), licence_wanted("CC BY", ("commercial",))
-(False, True)
 >>> unwanted({"title": "Chest CT, revisited"}, "2024", Params(root="s3://b", keywords=("ct",)))
 >>> unwanted({"title": "A fact"}, "2024", Params(root="s3://b", keywords=("ct",)))
 "none of the keywords stands in title, keywords and abstract"
@@ -14,55 +12,18 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from catalog.licences import demands
+from connectors.pmc.licences import licence_wanted
+from connectors.pmc.params import Params
 
-if TYPE_CHECKING:
-    from connectors.pmc.articles import Params
-
-TEXT_MINING = "TDM"
-"""PMC's code for author manuscripts that may be mined and not published: never part of a class."""
 _MONTHS = {name: number for number, name in enumerate(
     ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), 1
 )}
 _CITED = re.compile(r"\.\s+(?P<year>[12]\d{3})(?:\s+(?P<month>[A-Z][a-z]{2})[a-z]*(?:\s+(?P<day>\d{1,2}))?)?\s*[;:.]")
 """Journal. 2024 May 17; 12(3):45-67"""
-
-
-# licences
-
-
-def family(code: str) -> str:
-    """A licence code without its version: "CC BY-NC 4.0", "cc-by-nc" and "CC-BY-NC-4.0" are all CC-BY-NC."""
-    return re.sub(r"-\d\.\d.*", "", re.sub(r"[\s_]+", "-", code.strip().upper()))
-
-
-def licence_class(code: str | None) -> str:
-    """commercial, noncommercial, other (none stated, or not a Creative Commons one), or TDM."""
-    name = family(code or "")
-    if name in (TEXT_MINING, "CC0"):
-        return TEXT_MINING if name == TEXT_MINING else "commercial"
-    asked = demands(name)
-    if asked is None:
-        return "other"
-    return "noncommercial" if "NC" in asked else "commercial"
-
-
-def licence_wanted(code: str | None, wanted: Iterable[str]) -> bool:
-    """Whether a stated licence is of one of the classes, or of the family of one of the codes."""
-    return licence_class(code) in wanted or family(code or "") in map(family, wanted)
-
-
-def check_licences(wanted: Iterable[str]) -> None:
-    """Raises ValueError for what is neither a class nor a code."""
-    for name in wanted:
-        if name not in ("commercial", "noncommercial", "other") and licence_class(name) == "other":
-            raise ValueError(
-                f"licences: {name!r} is neither commercial, noncommercial, other, nor a code such as CC0, CC-BY-NC, TDM"
-            )
 
 
 # dates

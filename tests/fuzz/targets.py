@@ -16,8 +16,9 @@ from fuzz import seeds
 
 from catalog.items import Item
 from connectors.archives import members
-from connectors.pmc.articles import Params, figure_item
+from connectors.pmc.articles import figure_item
 from connectors.pmc.jats import Article, Figure, parse_article
+from connectors.pmc.params import Params
 from infra.errors import ItemError
 from infra.keys import pseudonym
 from infra.plugins import load
