@@ -26,6 +26,7 @@ from infra.settings import be_quiet
 from transforms.adapters.folders import ModelFolder, model_folder
 from transforms.adapters.wanted import ModelParams
 from transforms.decoded import Pixels
+from transforms.knowledge.embedding import one_thread_an_operation
 
 REQUIRES = {"torch": "torch", "transformers": "transformers"}
 DIGITS = 3
@@ -140,13 +141,9 @@ def steady() -> Iterator[None]:
     """No gradients, one thread, and on a GPU the algorithms that give the same answer twice."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with one_thread_an_operation(), torch.inference_mode(), exact:
+        yield
 
 
 def whole_picture(network: Network) -> None:

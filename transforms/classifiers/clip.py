@@ -30,7 +30,7 @@ from infra.plugins import nearest
 from infra.settings import be_quiet
 from transforms.classifiers.classes import Classify, table
 from transforms.decoded import Pixels
-from transforms.knowledge.embedding import Device, Embedder
+from transforms.knowledge.embedding import Device, Embedder, one_thread_an_operation
 from transforms.stage import Context, Resources
 
 NAME = "clip"
@@ -107,14 +107,8 @@ def _scores(model: Any, codes: Sequence[str], prompts: Vectors, pixels: Pixels) 
 
 def _vectors(model: Any, things: Sequence[str | Image.Image]) -> Vectors:
     """Unit vectors of texts or pictures, each by itself and on one thread, so that no neighbour moves the last bits."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread_an_operation():
         vectors = [model.encode([thing], normalize_embeddings=True, show_progress_bar=False)[0] for thing in things]
-    finally:
-        torch.set_num_threads(threads)
     return np.stack(vectors).astype(np.float32)
 
 

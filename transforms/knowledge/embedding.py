@@ -90,7 +90,7 @@ class Embedder:
         model = self._model
         vectors = np.zeros((len(texts), model.get_embedding_dimension()), np.float32)
         features = (model.preprocess([text]) for text in texts)  # the tokenizer is not safe to share between threads
-        with _one_thread_an_operation(), ThreadPoolExecutor(self.threads) as pool:
+        with one_thread_an_operation(), ThreadPoolExecutor(self.threads) as pool:
             for number, vector in enumerate(_in_order(pool, self._forward, features, ahead=4 * self.threads)):
                 vectors[number] = vector
                 if progress:
@@ -136,7 +136,8 @@ def _sha256(*files: Path) -> str:
 
 
 @contextmanager
-def _one_thread_an_operation() -> Iterator[None]:
+def one_thread_an_operation() -> Iterator[None]:
+    """Torch works each operation on one thread meanwhile, so that sums come out the same on every machine."""
     import torch
 
     before = torch.get_num_threads()
