@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from infra.errors import ConfigError, Dropped
 from infra.plugins import nearest
-from transforms.adapters.folders import ModelFolder
+from transforms.adapters.folders import ModelFolder, model_folder
 from transforms.experts.card import Card, Class
 from transforms.knowledge.embedding import Device
 from transforms.vocabulary import table
@@ -84,6 +84,21 @@ class ModelParams(Shown):
         if self.half and self.device != "cuda":
             raise ValueError("half is for device cuda; processors are slower with it")
         return self
+
+
+class ClassParams(ModelParams):
+    """What an expert takes whose model has classes of its own."""
+
+    labels: Mapping[str, Named] = Field(
+        min_length=1, description="the model's class (its name in config.json, or its number) -> label and role"
+    )
+
+
+def class_ingredients(params: ClassParams) -> Mapping[str, str]:
+    """The hash of the model. Raises ConfigError for a folder or a class that is not there."""
+    folder = model_folder(params.model)
+    class_values(folder, params.labels)
+    return {"model": folder.sha256}
 
 
 def card_of(card: Card, params: Shown, classes: Iterable[Class], **more: Any) -> Card:

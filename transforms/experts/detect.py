@@ -21,7 +21,7 @@ from pydantic import Field
 from infra.errors import ConfigError
 from transforms.adapters.folders import model_folder
 from transforms.adapters.networks import DIGITS, REQUIRES, Network, finite, opened, steady
-from transforms.adapters.wanted import ModelParams, Named, card_of, class_values, refuse_others
+from transforms.adapters.wanted import ClassParams, card_of, class_ingredients, class_values, refuse_others
 from transforms.decoded import Pixels, Region
 from transforms.experts.card import Card
 
@@ -35,12 +35,9 @@ TRUST = CARD.trust
 Box = tuple[float, float, float, float]
 
 
-class Params(ModelParams):
+class Params(ClassParams):
     """What a recipe may set for the detector expert."""
 
-    labels: Mapping[str, Named] = Field(
-        min_length=1, description="the model's class (its name in config.json, or its number) -> label and role"
-    )
     threshold: float = Field(0.5, ge=0, le=1, description="least score of a box")
     overlap: float = Field(
         0.5, gt=0, le=1, description="boxes of a class that overlap by more (intersection over union) are one"
@@ -54,11 +51,7 @@ def card(params: Params) -> Card:
     return card_of(CARD, params, (named.as_class() for named in classes.values()), trust=params.trust)
 
 
-def ingredients(params: Params) -> Mapping[str, str]:
-    """The hash of the model. Raises ConfigError for a folder or a class that is not there."""
-    folder = model_folder(params.model)
-    class_values(folder, params.labels)
-    return {"model": folder.sha256}
+ingredients = class_ingredients
 
 
 def applies(image: Mapping[str, Any]) -> str | None:

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from transforms.adapters.folders import model_folder
 from transforms.adapters.networks import DIGITS, REQUIRES, Network, finite, opened, steady, whole_picture
-from transforms.adapters.wanted import ModelParams, Named, card_of, class_values, refuse_others
+from transforms.adapters.wanted import ClassParams, card_of, class_ingredients, class_values, refuse_others
 from transforms.decoded import Pixels, Region
 from transforms.experts.card import Card, Trust
 
@@ -48,12 +48,9 @@ AT_ONCE = 16
 """Classes enlarged at a time: a model of 150 classes need not hold 150 pictures."""
 
 
-class Params(ModelParams):
+class Params(ClassParams):
     """What a recipe may set for the label_map expert."""
 
-    labels: Mapping[str, Named] = Field(
-        min_length=1, description="the model's class (its name in config.json, or its number) -> label and role"
-    )
     patch: int | None = Field(None, ge=32, description="side, in pixels, of windows a larger picture is seen through")
     pieces: bool = Field(False, description="each connected piece of a class is a region of its own")
     min_area: int = Field(1, ge=1, description="smallest region, in pixels")
@@ -66,11 +63,7 @@ def card(params: Params) -> Card:
     return card_of(CARD, params, (n.as_class(v) for v, n in classes.items()), trust=params.trust)
 
 
-def ingredients(params: Params) -> Mapping[str, str]:
-    """The hash of the model. Raises ConfigError for a folder or a class that is not there."""
-    folder = model_folder(params.model)
-    class_values(folder, params.labels)
-    return {"model": folder.sha256}
+ingredients = class_ingredients
 
 
 def applies(image: Mapping[str, Any]) -> str | None:
