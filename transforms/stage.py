@@ -150,6 +150,7 @@ class SampleRows:
     def __init__(self, image: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         self.image = image
         self._rows = rows
+        self._pixels: Pixels | None = None
 
     @property
     def id(self) -> str:
@@ -160,9 +161,12 @@ class SampleRows:
         return self._rows[layer]
 
     def pixels(self) -> Pixels:
-        """The stored image, decoded: (height, width) or (height, width, 3), uint8."""
-        with Image.open(io.BytesIO(self.image["image"]["bytes"])) as image:
-            return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        """The stored image, decoded once: (height, width) or (height, width, 3), uint8, not to be written to."""
+        if self._pixels is None:
+            with Image.open(io.BytesIO(self.image["image"]["bytes"])) as image:
+                self._pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            self._pixels.flags.writeable = False
+        return self._pixels
 
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
