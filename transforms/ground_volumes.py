@@ -23,10 +23,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import ItemError, Transient
-from transforms.ground import Expert, chosen
+from transforms.experts.expert import Expert, chosen, needs
 from transforms.regions import roi_row, scaled
 from transforms.scans.volumes import Scan, canonical, regions_at
-from transforms.stage import Context, Resources, Rows, SampleRows, Stage, Volumes, each_sample
+from transforms.stage import Context, Rows, SampleRows, Stage, Volumes, each_sample
 
 NAME = "ground_volumes"
 VERSION = "1"
@@ -63,10 +63,7 @@ def make_stage(params: Params, context: Context) -> Stage:
     return each_sample(
         NAME, VERSION, reads=("images", "rois"), writes=("rois", "checks"), row=partial(_carried, params, experts),
         params=params, ingredients={f"expert:{e.name}": e.identity for e in experts}, pixels=False, volumes=True,
-        resources=Resources(
-            max((e.card.cpus for e in experts), default=1), max((e.card.gpus for e in experts), default=0),
-            max((e.card.memory_gb for e in experts), default=None),
-        ),
+        resources=replace(needs(experts), memory_gb=max((e.card.memory_gb for e in experts), default=None)),
     )
 
 
@@ -77,10 +74,11 @@ def _carried(params: Params, experts: tuple[Expert, ...], sample: SampleRows, vo
     given = sum(row["origin"] != "predicted" for row in sample.rows("rois"))
     if given and params.prefer_given:
         return {"checks": [_check(given, "pass", f"regions of the source: {given}; no expert was asked")]}
-    rois = [row for found in _found(experts, image, volumes) for row in _rows(found, sample)]
-    told = [found.said for found in _found(experts, image, volumes)]
-    answered = any(found.upright is not None for found in _found(experts, image, volumes))
-    return {"rois": rois, "checks": [_check(len(rois), "pass" if answered else "unknown", "; ".join(told))]}
+    told = _found(experts, image, volumes)
+    rois = [row for found in told for row in _rows(found, sample)]
+    answered = any(found.upright is not None for found in told)
+    said = "; ".join(found.said for found in told)
+    return {"rois": rois, "checks": [_check(len(rois), "pass" if answered else "unknown", said)]}
 
 
 def _found(experts: tuple[Expert, ...], image: Mapping[str, Any], volumes: Volumes) -> list[_Found]:

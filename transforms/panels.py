@@ -31,18 +31,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra.errors import ItemError, Terminal, Transient
+from infra.errors import Terminal
 from infra.keys import key, sha256
-from infra.plugins import load
 from transforms.decoded import Pixels
+from transforms.experts.expert import Expert, chosen, needs, regions_found
 from transforms.figures.matching import Assigned, Box, Panel, assign
 from transforms.figures.mentions import by_panel, figure_number, number_cited
 from transforms.figures.sentences import Span
 from transforms.figures.splitter import LanguageModel, Splitter, open_splitter, prompt_sha256
 from transforms.figures.subcaptions import Split, split, unsplit
-from transforms.options import checked
 from transforms.pictures.imagefile import encode_png, phash, pixel_sha256
-from transforms.regions import roi_row
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 
 NAME = "panels"
@@ -73,23 +71,6 @@ class Params(BaseModel):
 
 
 @dataclass(frozen=True)
-class Detector:
-    """An expert that finds panels, and what a recipe sets for it."""
-
-    name: str
-    params: BaseModel
-
-    @property
-    def module(self) -> Any:
-        return load("expert", self.name)
-
-    @property
-    def identity(self) -> str:
-        weights = getattr(self.module, "WEIGHTS_SHA256", None)
-        return key(self.module.NAME, self.module.VERSION, weights, self.params.model_dump(mode="json"))
-
-
-@dataclass(frozen=True)
 class Caption:
     """A figure's caption, and how it was divided."""
 
@@ -105,22 +86,23 @@ class Caption:
 
 def make_stage(params: Params, context: Context) -> Stage:
     """The stage. Raises ConfigError for an unknown detector or options that it does not take."""
-    detector = Detector(params.detector, checked("expert", load("expert", params.detector), params.options))
+    (detector,) = chosen("expert", (params.detector,), {params.detector: params.options})
     return each_sample(
         NAME, VERSION, reads=("images", "texts", "labels"), writes=("images", "rois", "texts", "labels", "checks"),
         row=partial(_divided, params, detector), params=params,
         ingredients={"detector": detector.identity, **({"prompt": prompt_sha256()} if params.llm else {})},
         open=partial(open_splitter, params.llm, context) if params.llm else None,
+        resources=needs((detector,)),
         attempts=1 if params.llm else 3,  # the client of the language model has its own patience
     )
 
 
-def _divided(params: Params, detector: Detector, sample: SampleRows, splitter: Splitter | None) -> Rows:
+def _divided(params: Params, detector: Expert, sample: SampleRows, splitter: Splitter | None) -> Rows:
     image = sample.image
     if image.get("article_id") is None or image.get("parent_id") is not None:
         return {}
     pixels: Pixels = sample.pixels()
-    found, problem = _found(detector, sample, pixels)
+    found, problem = _found(detector, sample)
     panels = _distinct(found)
     if len(panels) < 2:
         said = problem or "one picture, not a compound figure"
@@ -143,26 +125,12 @@ def _divided(params: Params, detector: Detector, sample: SampleRows, splitter: S
     return rows
 
 
-def _found(detector: Detector, sample: SampleRows, pixels: Pixels) -> tuple[list[dict[str, Any]], str | None]:
-    """Rows of `rois`, and why there are none where the detector could not answer."""
-    module = detector.module
-    if reason := module.applies(sample.image):
-        return [], f"{module.NAME}: {reason}"
-    height, width = pixels.shape[:2]
-    rows: dict[str, dict[str, Any]] = {}
-    try:
-        for region in module.find(pixels, sample.image, detector.params):
-            row = roi_row(
-                sample.id, region, (height, width), expert=f"{module.NAME}@{module.VERSION}", origin="predicted",
-                trust="box", weights_sha256=getattr(module, "WEIGHTS_SHA256", None),
-            )
-            if row is not None and region.role == "panel":
-                rows[row["roi_id"]] = row
-    except Transient:
-        raise
-    except ItemError as error:
-        return [], str(error)
-    return list(rows.values()), None
+def _found(detector: Expert, sample: SampleRows) -> tuple[list[dict[str, Any]], str | None]:
+    """Rows of `rois`, and why there are none where the detector could not answer. A panel is always box-grade."""
+    if reason := detector.module.applies(sample.image):
+        return [], f"{detector.module.NAME}: {reason}"
+    rows, problem = regions_found(detector, sample)
+    return [{**row, "trust": "box"} for row in rows if row["role"] == "panel"], problem
 
 
 def _distinct(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from infra.keys import sha256
 from infra.plugins import plugins
 from transforms import panels
 from transforms.decoded import Region
+from transforms.experts.card import Card
 from transforms.figures.splitter import answer_form
 from transforms.pictures.imagefile import encode_png, phash, pixel_sha256
 from transforms.stage import Context, Outcome, fingerprint
@@ -43,8 +44,8 @@ def drawn() -> np.ndarray:
 def detector(monkeypatch) -> SimpleNamespace:
     """A detector, called "told", that finds what its `regions` say."""
     told = SimpleNamespace(
-        NAME="told", VERSION="3", REQUIRES={}, Params=NoOptions, TRUST="box", WEIGHTS_SHA256="ab", regions=PANELS,
-        reason=None, error=None,
+        NAME="told", VERSION="3", REQUIRES={}, Params=NoOptions, CARD=Card(family="detector", trust="box"),
+        WEIGHTS_SHA256="ab", regions=PANELS, reason=None, error=None,
     )
 
     def find(pixels: Any, image: Any, params: Any) -> Iterator[Region]:

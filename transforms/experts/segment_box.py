@@ -21,17 +21,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from infra.errors import ConfigError, Dropped
-from infra.keys import key
-from infra.plugins import load
 from transforms.adapters.folders import model_folder
 from transforms.adapters.networks import DIGITS, REQUIRES, Network, finite, opened, steady
 from transforms.adapters.wanted import ModelParams, card_of, refuse_others
 from transforms.decoded import Pixels, Region
 from transforms.experts.card import Card, Trust
-from transforms.options import checked
+from transforms.experts.expert import Expert, chosen
 
 __all__ = ["REQUIRES"]
 
@@ -68,10 +66,7 @@ class Params(ModelParams):
 
 def card(params: Params) -> Card:
     """What it finds with these parameters: whatever its detector finds."""
-    module, options = _detector(params)
-    chosen = getattr(module, "card", None)
-    theirs = chosen(options) if chosen else getattr(module, "CARD", None)
-    return card_of(CARD, params, theirs.classes if theirs else (), trust=params.trust)
+    return card_of(CARD, params, _detector(params).card.classes, trust=params.trust)
 
 
 def ingredients(params: Params) -> Mapping[str, str]:
@@ -81,10 +76,7 @@ def ingredients(params: Params) -> Mapping[str, str]:
         raise ConfigError(
             f"{params.model}: a {folder.model_type} model; box_prompted runs sam. Run others by the expert command"
         )
-    module, options = _detector(params)
-    more = getattr(module, "ingredients", None)
-    weights = dict(more(options)) if more else getattr(module, "WEIGHTS_SHA256", None)
-    return {"model": folder.sha256, "detector": key(module.VERSION, weights, options.model_dump(mode="json"))}
+    return {"model": folder.sha256, "detector": _detector(params).identity}
 
 
 def applies(image: Mapping[str, Any]) -> str | None:
@@ -99,10 +91,11 @@ def find(pixels: Pixels, image: Mapping[str, Any], params: Params) -> Iterator[R
     """
     refuse_others(card(params), image)
     ingredients(params)
-    module, options = _detector(params)
-    if reason := module.applies(image):
-        raise Dropped("NOT_ON_CARD", f"{module.NAME}: {reason}")
-    prompts = [(region, box) for region in module.find(pixels, image, options) if (box := _box(region, pixels))]
+    detector = _detector(params)
+    if reason := detector.module.applies(image):
+        raise Dropped("NOT_ON_CARD", f"{detector.name}: {reason}")
+    found = detector.module.find(pixels, image, detector.params)
+    prompts = [(region, box) for region in found if (box := _box(region, pixels))]
     if not prompts:
         return
     network = opened("SamModel", params)
@@ -121,9 +114,9 @@ def find(pixels: Pixels, image: Mapping[str, Any], params: Params) -> Iterator[R
             yield Region(region.label, region.role, mask=mask, ontology_id=region.ontology_id, score=score)
 
 
-def _detector(params: Params) -> tuple[Any, BaseModel]:
-    module = load("expert", params.detector)
-    return module, checked("expert", module, params.detector_options)
+def _detector(params: Params) -> Expert:
+    (detector,) = chosen("expert", (params.detector,), {params.detector: params.detector_options})
+    return detector
 
 
 def _box(region: Region, pixels: Pixels) -> Box | None:
