@@ -33,7 +33,7 @@ from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 NAME = "caption"
 VERSION = "2"
 REQUIRES: Mapping[str, str] = {}
-READS = ("images", "labels", "rois", "passages", "texts")
+READS = ("images", "labels", "rois", "measures", "passages", "texts")
 
 
 class Params(BaseModel):
@@ -91,10 +91,13 @@ def licence_of(evidence: Iterable[str], sample: SampleRows) -> str | None:
     """
     image = sample.image
     given = {row["roi_id"] for row in sample.rows("rois") if row["origin"] != "predicted"}
+    measured = {row["measure_id"]: row["roi_id"] for row in sample.rows("measures")}
     passages = {row["passage_id"]: row["licence"] for row in sample.rows("passages")}
     texts = {row["text_id"]: row["licence"] for row in sample.rows("texts")}
 
     def licence(kind: str, name: str) -> str | None:
+        if kind == "measure":
+            kind, name = "roi", measured.get(name, "")
         if kind == "label" or (kind == "roi" and name in given):
             return image.get("licence_annotation")
         if kind in ("image", "roi"):

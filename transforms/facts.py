@@ -1,7 +1,8 @@
 """All that is known about one sample, as one typed record: what a captioner may say and a check may ask for.
 
 The invariant: every fact carries the id of the row it was read from, so every sentence can name its evidence; nothing
-enters that no row states. Evidence ids are `image:COLUMN`, `label:ID`, `roi:ID`, `passage:ID` and `text:ID`.
+enters that no row states. Evidence ids are `image:COLUMN`, `label:ID`, `roi:ID`, `measure:ID`, `passage:ID` and
+`text:ID`.
 
 Two rules keep the record short without hiding anything:
 
@@ -15,7 +16,7 @@ Two rules keep the record short without hiding anything:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -46,6 +47,22 @@ class LabelFact:
 
 
 @dataclass(frozen=True)
+class MeasureFact:
+    """A number measured on a region, or between two (transforms/measure.py)."""
+
+    id: str
+    name: str
+    value: float
+    unit: str | None
+    words: str | None
+    """what may be said of it; None: it is a number only"""
+
+
+Measures = Mapping[str, MeasureFact]
+"""name -> measure"""
+
+
+@dataclass(frozen=True)
 class RegionFact:
     """A region; `label` as a person would say it, `side` the patient's, `area_fraction` of the image (0 to 1)."""
 
@@ -59,6 +76,8 @@ class RegionFact:
     trust: str
     origin: str
     expert: str
+    measures: Measures = field(default_factory=dict)
+    """what was measured on it; only as far as its trust allows"""
 
     @property
     def percent(self) -> str | None:
@@ -96,6 +115,8 @@ class RelationFact:
     a: str
     b: str
     words: str
+    measures: Measures = field(default_factory=dict)
+    """what was measured between them"""
 
 
 @dataclass(frozen=True)
@@ -152,10 +173,12 @@ class Facts:
 def facts_of(
     sample: SampleRows, *, relations_among: int = RELATIONS_AMONG, group_above: int = GROUP_ABOVE
 ) -> Facts:
-    """The facts of a sample, from its rows of images, labels, rois, passages and texts (the source's own only)."""
+    """The facts of a sample, from its rows of images, labels, rois, measures, passages and texts (the source's own
+    only)."""
     image, rois = sample.image, sample.rows("rois")
+    measures = _measures(sample.rows("measures"))
     named = modality(image.get("modality"))
-    regions = tuple(_region(row, image, _midline(rois)) for row in rois)
+    regions = tuple(_region(row, image, _midline(rois), measures.get((row["roi_id"], None), {})) for row in rois)
     groups = _groups(regions, group_above)
     grouped = {roi for group in groups for roi in group.ids}
     return Facts(
@@ -178,7 +201,7 @@ def facts_of(
         ),
         regions=regions,
         groups=groups,
-        relations=_relations([row for row in rois if row["roi_id"] not in grouped], relations_among),
+        relations=_relations([row for row in rois if row["roi_id"] not in grouped], relations_among, measures),
         passages=tuple(
             PassageFact(r["passage_id"], r["corpus"], r["text"], r["score"], r["licence"])
             for r in sorted(sample.rows("passages"), key=lambda r: r["rank"])
@@ -202,7 +225,18 @@ def percent(fraction: float) -> str:
     return f"{value:.1f}%" if value < 9.95 or 99.5 <= value < 100 else f"{value:.0f}%"
 
 
-def _region(row: Mapping[str, Any], image: Mapping[str, Any], midline: float | None) -> RegionFact:
+def _measures(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str | None], dict[str, MeasureFact]]:
+    """(region, other region or None) -> its measures."""
+    found: dict[tuple[str, str | None], dict[str, MeasureFact]] = {}
+    for row in rows:
+        fact = MeasureFact(row["measure_id"], row["name"], row["value"], row["unit"], row["words"])
+        found.setdefault((row["roi_id"], row["other_roi_id"]), {})[fact.name] = fact
+    return found
+
+
+def _region(
+    row: Mapping[str, Any], image: Mapping[str, Any], midline: float | None, measures: Measures
+) -> RegionFact:
     return RegionFact(
         id=row["roi_id"],
         label=phrase(row["label"]),
@@ -216,6 +250,7 @@ def _region(row: Mapping[str, Any], image: Mapping[str, Any], midline: float | N
         trust=row["trust"],
         origin=row["origin"],
         expert=row["expert"],
+        measures=measures,
     )
 
 
@@ -238,7 +273,9 @@ def _groups(regions: tuple[RegionFact, ...], above: int) -> tuple[GroupFact, ...
     )
 
 
-def _relations(rois: list[Mapping[str, Any]], among: int) -> tuple[RelationFact, ...]:
+def _relations(
+    rois: list[Mapping[str, Any]], among: int, measures: Mapping[tuple[str, str | None], Measures]
+) -> tuple[RelationFact, ...]:
     placed = [row for row in rois if row["role"] != "body" and row["trust"] != "presence"]
     largest = sorted(placed, key=lambda row: (-row["area_fraction"], row["roi_id"]))[:among]
     told = []
@@ -248,7 +285,8 @@ def _relations(rois: list[Mapping[str, Any]], among: int) -> tuple[RelationFact,
             continue
         outlines = {"inside": (larger,), "contains": (smaller,), "overlaps": (smaller, larger)}.get(words, ())
         if all(row["trust"] == "boundary" for row in outlines):
-            told.append(RelationFact(smaller["roi_id"], larger["roi_id"], words))
+            pair = smaller["roi_id"], larger["roi_id"]
+            told.append(RelationFact(*pair, words, measures.get(pair, {})))
     return tuple(told)
 
 

@@ -36,7 +36,7 @@ from transforms.vocabulary import named_modalities, table
 NAME = "verify"
 VERSION = "1"
 REQUIRES: Mapping[str, str] = {}
-READS = ("images", "labels", "rois", "passages", "texts")
+READS = ("images", "labels", "rois", "measures", "passages", "texts")
 LEAK_PHRASES = Path(__file__).with_name("leak_phrases.yaml")
 ABOUT_NO_IMAGE = frozenset({"knowledge", "question"})
 
@@ -87,8 +87,8 @@ def check_evidence(text: Mapping[str, Any], sample: SampleRows) -> Verdict:
     """Whether what it cites and speaks of is there; unknown where it cites nothing."""
     there = {f"image:{name}" for name, value in sample.image.items() if value is not None}
     for kind, layer, column in (
-        ("label", "labels", "label_id"), ("roi", "rois", "roi_id"), ("passage", "passages", "passage_id"),
-        ("text", "texts", "text_id"),
+        ("label", "labels", "label_id"), ("roi", "rois", "roi_id"), ("measure", "measures", "measure_id"),
+        ("passage", "passages", "passage_id"), ("text", "texts", "text_id"),
     ):
         there |= {f"{kind}:{row[column]}" for row in sample.rows(layer)}
     there.discard(f"text:{text['text_id']}")  # no text proves itself

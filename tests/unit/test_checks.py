@@ -38,19 +38,19 @@ def test_a_sound_build_meets_everything(sound: tuple[Path, tuple[Validation, ...
     assert [(v.layer, v.expectation) for v in results] == [(e.layer, e.words) for e in checks.expectations()]
     assert not_met(results) == {}
     assert {v.layer for v in results} == {
-        "funnel", "images", "volumes", "labels", "rois", "passages", "texts", "checks",
+        "funnel", "images", "volumes", "labels", "rois", "measures", "passages", "texts", "checks",
     }
 
 
 def test_data_docs_stand_alone(sound: tuple[Path, tuple[Validation, ...]]) -> None:
     folder = sound[0] / "reports/000001/data-docs"
     pages = list(folder.rglob("*.html"))
-    assert len(pages) == 1 + 8 + 8  # the index, a validation and a suite for each layer
+    assert len(pages) == 1 + 9 + 9  # the index, a validation and a suite for each layer
     for page in pages:
         text = page.read_text()
         assert "Content-Security-Policy" in text and "<script" not in text
         assert not [tag for tag in text.split("<") if tag.startswith(("link", "img")) and "http" in tag]
-    assert (folder / "index.html").read_text().count("<li>") == 8
+    assert (folder / "index.html").read_text().count("<li>") == 9
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 1_000_000
 
 

@@ -22,7 +22,7 @@ def roi(label, y, x, role="organ", trust="boundary", origin="given"):
 
 def sample(rois=(), labels=(), passages=(), texts=(), **image):
     image = {"sample_id": "s", "width": 100, "height": 100, "modality": None, **image}
-    return SampleRows(image, {"rois": rois, "labels": labels, "passages": passages, "texts": texts})
+    return SampleRows(image, {"rois": rois, "labels": labels, "measures": [], "passages": passages, "texts": texts})
 
 
 def test_nothing_known_is_an_empty_record():

@@ -127,7 +127,7 @@ def test_a_map_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str, word
 
 def sample(labels: list[dict[str, Any]], rois: list[dict[str, Any]]) -> SampleRows:
     image = {"sample_id": "s", "width": 9, "height": 9}
-    return SampleRows(image, {"labels": labels, "rois": rois, "passages": [], "texts": []})
+    return SampleRows(image, {"labels": labels, "rois": rois, "measures": [], "passages": [], "texts": []})
 
 
 def label(name: str, value: str = "present", origin: str = "folder") -> dict[str, Any]:

@@ -60,7 +60,7 @@ def sample(regions: int = 2, passage: str = "", original: str = "", label: str =
     found = {"passage_id": "p", "rank": 1, "corpus": "c", "text": passage, "score": 0.5, "licence": None}
     return SampleRows(image, {
         "rois": rois, "labels": [{"label_id": "l", "name": label, "value": "absent", "origin": "csv:x"}],
-        "passages": [found] if passage else [], "texts": [text] if original else [],
+        "measures": [], "passages": [found] if passage else [], "texts": [text] if original else [],
     })
 
 
@@ -149,7 +149,7 @@ def test_large_images_are_shrunk_and_text_models_get_none(tmp_path, server):
 def test_a_blind_model_is_not_asked_about_nothing(tmp_path, server):
     bare = SampleRows(
         {**sample().image, "modality": None, "anatomy": None, "view": None},
-        {"rois": [], "labels": [], "passages": [], "texts": []},
+        {"rois": [], "labels": [], "measures": [], "passages": [], "texts": []},
     )
     assert captions(server.base_url, tmp_path, bare) == [] and server.requests == []
 
@@ -218,7 +218,7 @@ def test_a_real_model_that_is_given_an_order_does_not_pass_it_on(tmp_path):
 def facts_with(count: int) -> Facts:
     rois = [region(f"organ {n}", box=(10 * n, 0, 10 * n + 9, 20 + n)) for n in range(count)]
     cells = [region("cell", box=(10 * n, 100, 10 * n + 8, 108)) for n in range(7)]
-    return facts_of(SampleRows(sample().image, {"rois": cells + rois, "labels": [], "passages": [], "texts": []}))
+    return facts_of(SampleRows(sample().image, {"rois": cells + rois, "labels": [], "measures": [], "passages": [], "texts": []}))
 
 
 def test_the_largest_regions_get_a_sentence_and_groups_are_counted():

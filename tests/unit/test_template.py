@@ -24,7 +24,7 @@ def tables(rois=(), labels=(), passages=(), texts=(), **image) -> dict[str, pa.T
         "source_item": "i", "group_id": "g", "sha256": "0", "pixel_sha256": "0", "licence_image": "CC-BY-4.0",
         "licence_annotation": "CC0-1.0", **image,
     }
-    rows = {"images": [image], "rois": rois, "labels": labels, "passages": passages, "texts": texts}
+    rows = {"images": [image], "rois": rois, "labels": labels, "measures": [], "passages": passages, "texts": texts}
     return {name: LAYERS[name].table(of) for name, of in rows.items()}
 
 

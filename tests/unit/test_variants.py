@@ -26,7 +26,7 @@ def region(id: str, name: str, role: str = "organ") -> dict[str, Any]:
 
 def sample(labels: list[Any], rois: list[Any], **image: Any) -> SampleRows:
     row = {"sample_id": "s", "width": 50, "height": 50, "source": "x", "licence_image": None, **image}
-    return SampleRows(row, {"labels": labels, "rois": rois, "passages": [], "texts": []})
+    return SampleRows(row, {"labels": labels, "rois": rois, "measures": [], "passages": [], "texts": []})
 
 
 def texts(one: SampleRows, **options: Any) -> list[dict[str, Any]]:
