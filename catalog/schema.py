@@ -184,7 +184,8 @@ _LAYERS = (
         Field("measure_id", STR, "hash of sample, regions and name", True),
         Field("roi_id", STR, "the region measured", True),
         Field("other_roi_id", STR, "the region it is measured against; null: it is of one region"),
-        Field("name", STR, "what was measured: area, long_axis, mean, distance …; transforms/measure.py lists them", True),
+        Field("name", STR, "what was measured: area, long_axis, mean, distance …; transforms/measure.py lists them",
+              True),
         Field("value", F64, "the number", True),
         Field("unit", STR, "px, %, mm, mm2, HU, grey; null: a plain number"),
         Field("words", STR, "what may be said of it in a sentence; null: it is a number only"),
@@ -205,12 +206,12 @@ _LAYERS = (
         Field("text_id", STR, "hash of sample, kind, regions and generator", True),
         Field("roi_ids", _list(STR), "the regions it speaks of, in order; empty: the whole image", True),
         Field("kind", STR, "original_caption, group_caption, caption_context, mention, report, findings, impression, "
-              "question, answer, choices, turn, global, region, relation, variant, phrase, knowledge …; the five parts of a "
-              "caption are part/modality, part/organs, part/region, part/texture, part/relation", True),
+              "question, answer, choices, turn, global, region, relation, variant, phrase, knowledge …; the five parts "
+              "of a caption are part/modality, part/organs, part/region, part/texture, part/relation", True),
         Field("language", STR, "ISO 639-1 code", True),
         Field("text", STR, "the text", True),
-        Field("evidence", _list(STR), "what it rests on: label:ID, roi:ID, measure:ID, passage:ID, text:ID, image:FIELD; "
-              "words cut from a text: text:ID@START:END", True),
+        Field("evidence", _list(STR), "what it rests on: label:ID, roi:ID, measure:ID, passage:ID, text:ID, "
+              "image:FIELD; words cut from a text: text:ID@START:END", True),
         Field("generator", STR, "source, or the captioner's name and version", True),
         Field("model", STR, "model id as the server answered it; null: no model"),
         Field("prompt_sha256", STR, "hash of the prompt template; null: no prompt"),

@@ -27,7 +27,7 @@ from infra.keys import key, sha256
 Rows = dict[str, list[dict[str, Any]]]
 STAGES = {
     "ingest": ("images", "volumes", "articles", "labels", "rois", "texts", "rejects"),
-    "caption": ("texts", "passages", "checks"),
+    "caption": ("texts", "measures", "passages", "checks"),
 }
 """Which layers each of the two stages writes; its own texts are those whose generator is not, or is, 'source'."""
 RECIPE = {"name": "small", "sources": [{"name": "photos", "use": "image_folder"}, {"name": "scans", "use": "nifti"}]}
@@ -121,6 +121,10 @@ def _add_sample(rows: Rows, modality: str, number: int) -> None:
             (at[2] - at[0]) * (at[3] - at[1]) / (width * height),
             "expert": "source", "origin": "given", "trust": "box" if region is None else "boundary",
         })
+    rows["measures"].append({
+        "sample_id": sample, "measure_id": key("measure", sample), "roi_id": rows["rois"][-2]["roi_id"],
+        "name": "long_axis", "value": 36.0, "unit": "px", "words": "36 pixels long", "version": "1",
+    })
     rows["passages"].append({
         "sample_id": sample, "rank": 1, "passage_id": "p1", "corpus": "notes",
         "text": "A nodule is a small round mass.", "query": "nodule", "score": 0.8, "licence": "CC0-1.0",

@@ -218,7 +218,9 @@ def test_a_real_model_that_is_given_an_order_does_not_pass_it_on(tmp_path):
 def facts_with(count: int) -> Facts:
     rois = [region(f"organ {n}", box=(10 * n, 0, 10 * n + 9, 20 + n)) for n in range(count)]
     cells = [region("cell", box=(10 * n, 100, 10 * n + 8, 108)) for n in range(7)]
-    return facts_of(SampleRows(sample().image, {"rois": cells + rois, "labels": [], "measures": [], "passages": [], "texts": []}))
+    return facts_of(SampleRows(
+        sample().image, {"rois": cells + rois, "labels": [], "measures": [], "passages": [], "texts": []}
+    ))
 
 
 def test_the_largest_regions_get_a_sentence_and_groups_are_counted():

@@ -211,5 +211,5 @@ def test_licence_classes(code: str | None, words: str) -> None:
 def test_a_home_that_is_made_twice_is_the_same(tmp_path: Path) -> None:
     homes = [make_home(tmp_path / name) for name in ("a", "b")]
     files = [{p.relative_to(h): p.read_bytes() for p in h.rglob("*.parquet")} for h in homes]
-    assert files[0] == files[1] and len(files[0]) == 18
+    assert files[0] == files[1] and len(files[0]) == 20
     assert json.loads((homes[0] / "builds/000001.json").read_text())["name"] == "small"
