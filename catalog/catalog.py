@@ -2,7 +2,12 @@
 
 Everything in it can be made again from the files (`rebuild`). One short-lived writer brings it up to date; readers get
 a published copy, so an open notebook never blocks a build. Every layer is a view by its name, over the newest snapshot
-or the one that `at` names; `images` has all columns but the bytes, and `shard`, the file they lie in.
+or the one that `at` names; `images` has all columns but the bytes, and `shard`, the file they lie in. Further views
+are for people: `samples`, `funnel`, `costs`, `licences`, `missing` (catalog/views.py).
+
+    HOME/catalog.duckdb      the index: the writer's
+    HOME/catalog.ro.duckdb   its published copy: what everybody reads
+    HOME/segments/           rows of large datasets (catalog/segments.py)
 
 >>> query(home, "SELECT modality, count(*) AS n FROM images GROUP BY 1 ORDER BY 2 DESC").to_pylist()
 [{'modality': 'CT', 'n': 41}]
@@ -11,7 +16,9 @@ or the one that `at` names; `images` has all columns but the bytes, and `shard`,
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +27,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from catalog import segments
 from catalog.builds import Build, builds
 from catalog.manifest import Manifest, read_manifest
 from catalog.schema import LAYERS, Layer
+from catalog.views import FORMAT, TABLES, make_tables, make_views, metadata
 from infra.errors import ConfigError, MedloomError
 from infra.storage import write_atomic
 
 FILE, PUBLISHED = "catalog.duckdb", "catalog.ro.duckdb"
 LOCK_WAIT_S = 30.0
+SECONDS = 600.0
+"""A question may take so long."""
+REOPEN = 5
+"""How often a reader tries to open what a writer may be replacing at that moment."""
 _FENCE: Mapping[str, str] = {
     "enable_external_access": "false", "python_enable_replacements": "false", "lock_configuration": "true",
 }
@@ -38,33 +51,11 @@ class CatalogError(MedloomError):
     """The catalog cannot answer; the message says what to do."""
 
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS builds (number INTEGER PRIMARY KEY, status VARCHAR, name VARCHAR, created_at VARCHAR);
-CREATE TABLE IF NOT EXISTS validations (build INTEGER, layer VARCHAR, expectation VARCHAR, critical BOOLEAN,
-  success BOOLEAN, unexpected BIGINT, detail VARCHAR);
-CREATE TABLE IF NOT EXISTS units (path VARCHAR PRIMARY KEY, key VARCHAR, source VARCHAR, partition VARCHAR,
-  stage VARCHAR, stage_version VARCHAR, attempt INTEGER, rows_in BIGINT, kept BIGINT, dropped BIGINT, failed BIGINT,
-  retryable BIGINT, quarantined BOOLEAN, seconds DOUBLE);
-CREATE TABLE IF NOT EXISTS build_units (build INTEGER, unit VARCHAR);
-CREATE TABLE IF NOT EXISTS shards (path VARCHAR PRIMARY KEY, layer VARCHAR, unit VARCHAR, rows BIGINT, bytes BIGINT,
-  sha256 VARCHAR);
-CREATE OR REPLACE VIEW snapshot AS SELECT coalesce(getvariable('snapshot')::INTEGER,
-  (SELECT max(number) FROM builds WHERE status = 'snapshot')) AS number;
-CREATE OR REPLACE VIEW current_units AS SELECT u.* FROM units u
-  WHERE u.path IN (SELECT unit FROM build_units WHERE build = (SELECT number FROM snapshot));
-CREATE OR REPLACE VIEW funnel AS SELECT * FROM (SELECT source, stage, count(*) AS partitions,
-  sum(rows_in)::BIGINT AS rows_in, sum(kept)::BIGINT AS kept,
-  sum(dropped)::BIGINT AS dropped, sum(failed)::BIGINT AS failed,
-  sum(quarantined::INTEGER)::BIGINT AS quarantined, sum(rows_in) = sum(kept) + sum(dropped) + sum(failed) AS balanced
-  FROM current_units GROUP BY ALL) ORDER BY source, stage <> 'ingest', stage;
-"""
-
-
-def query(home: Path, sql: str, at: int | None = None) -> pa.Table:
+def query(home: Path, sql: str, at: int | None = None, seconds: float = SECONDS) -> pa.Table:
     """The answer to one SELECT over the published catalog, which cannot reach files, the network or the settings.
 
     Columns of one name are told apart by a number: id, id_1. Raises CatalogError with DuckDB's words when it cannot be
-    answered.
+    answered, or not within so many seconds and the memory that MEDLOOM_SQL_MEMORY grants (default 4GB).
     """
     import duckdb
 
@@ -73,7 +64,12 @@ def query(home: Path, sql: str, at: int | None = None) -> pa.Table:
             statements = con.extract_statements(sql)
             if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
                 raise CatalogError("the catalog answers one SELECT at a time and is never written by SQL")
-            answer = con.sql(sql).to_arrow_table()
+            with _limited(con, seconds):
+                answer = con.sql(sql).to_arrow_table()
+        except duckdb.InterruptException:
+            raise CatalogError(
+                f"no answer within {seconds:g} s: ask for less (WHERE, LIMIT), or allow more time"
+            ) from None
         except duckdb.Error as error:
             raise CatalogError(f"the catalog cannot answer: {error}") from None
     names: list[str] = []
@@ -84,18 +80,24 @@ def query(home: Path, sql: str, at: int | None = None) -> pa.Table:
 
 
 @contextmanager
+def _limited(con: Any, seconds: float) -> Iterator[None]:
+    """Interrupt the connection when the time is over."""
+    clock = threading.Timer(seconds, con.interrupt)
+    clock.daemon = True
+    clock.start()
+    try:
+        yield
+    finally:
+        clock.cancel()
+
+
+@contextmanager
 def reader(home: Path, at: int | None = None) -> Iterator[Any]:
     """A fenced read-only DuckDB connection to the published copy; raises ConfigError for a snapshot there is not."""
-    import duckdb
-
     path = home / PUBLISHED
     if not path.exists():
         raise CatalogError(f"{home} has no snapshot yet: run `medloom build RECIPE --home {home}`")
-    try:
-        con = duckdb.connect(str(path), read_only=True, config=dict(_FENCE))
-    except duckdb.Error as error:
-        raise CatalogError(f"{path} cannot be opened; `medloom catalog rebuild` makes it again: {error}") from None
-    with con:
+    with _opened(home, path) as con:
         if at is not None:
             snapshots = con.execute("SELECT number FROM builds WHERE status = 'snapshot' ORDER BY 1")
             known = [n for (n,) in snapshots.fetchall()]
@@ -103,6 +105,40 @@ def reader(home: Path, at: int | None = None) -> Iterator[Any]:
                 raise ConfigError(f"there is no snapshot {at}; known: {', '.join(map(str, known)) or 'none'}")
             con.execute(f"SET VARIABLE snapshot = {at:d}")
         yield con
+
+
+def _opened(home: Path, path: Path) -> Any:
+    """The published copy with its segments, fenced; a segment that was merged away meanwhile is looked for again."""
+    import duckdb
+
+    for attempt in range(REOPEN):
+        con = None
+        try:
+            # in memory: connections of one process to one file would share their settings, and the fence
+            con = duckdb.connect(config=_settings())
+            con.execute(f"ATTACH '{segments.quoted(path)}' AS catalog (READ_ONLY); USE catalog")
+            if con.execute("SELECT number FROM format").fetchone() != (FORMAT,):
+                raise CatalogError(f"{path} is of another version of medloom; `medloom catalog rebuild` makes it again")
+            segments.attach(con, home)
+            for name, value in _FENCE.items():
+                con.execute(f"SET {name} = {value}")
+            return con
+        except duckdb.Error as error:
+            if con:
+                con.close()
+            if attempt + 1 == REOPEN:
+                raise CatalogError(
+                    f"{path} cannot be opened; `medloom catalog rebuild` makes it again: {error}"
+                ) from None
+            time.sleep(0.05)
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+def _settings() -> dict[str, str | bool | int | float | list[str]]:
+    return {
+        "memory_limit": os.environ.get("MEDLOOM_SQL_MEMORY", "4GB"), "temp_directory": "",
+        "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
+    }
 
 
 @contextmanager
@@ -122,9 +158,10 @@ def writer(home: Path) -> Iterator[Any]:
             time.sleep(0.2)
     try:
         con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
-        _prepare(con)
+        _prepare(con, home)
         _sync(con, home)
         yield con
+        segments.spill(con, home)
         con.execute("CHECKPOINT")
     finally:
         con.close()
@@ -139,6 +176,7 @@ def refresh(home: Path) -> None:
 
 def rebuild(home: Path) -> None:
     """Make the catalog again from builds, manifests and shards alone."""
+    segments.sweep(home, set())
     (home / FILE).unlink(missing_ok=True)
     (home / f"{FILE}.wal").unlink(missing_ok=True)
     refresh(home)
@@ -154,40 +192,55 @@ def published(home: Path) -> set[int]:
 
 def publish(home: Path) -> None:
     """Give readers a new copy; who has the old one open keeps it."""
+    import duckdb
+
     write_atomic(home / PUBLISHED, lambda draft: shutil.copyfile(home / FILE, draft))
+    with duckdb.connect(str(home / PUBLISHED), read_only=True) as con:
+        named = {name for (name,) in con.execute("SELECT name FROM segments").fetchall()}
+    segments.sweep(home, named)
 
 
 def add_build(con: Any, home: Path, build: Build) -> None:
     """Index a build inside a writer: its units, their shards' rows, its validations. Adding it twice is adding it."""
     con.execute("BEGIN")
-    known = {p for (p,) in con.execute("SELECT path FROM units").fetchall()}
-    fresh = [(path, read_manifest(home, path)) for path in build.units if path not in known]
-    _insert(con, "units", [_unit_row(path, m) for path, m in fresh])
-    shards = [(s.path, s.layer, path, s.rows, s.bytes, s.sha256) for path, m in fresh for s in m.shards]
+    con.register("named", pa.table({"path": pa.array(build.units, pa.string())}))
+    unknown = con.execute("SELECT path FROM named WHERE path NOT IN (SELECT path FROM units) ORDER BY path").fetchall()
+    fresh = [(path, read_manifest(home, path)) for (path,) in unknown]
+    (unit,) = con.execute("SELECT coalesce(max(id), 0) FROM units").fetchone()
+    numbered = list(enumerate(fresh, unit + 1))
+    _insert(con, "units", [(number, *_unit_row(path, m)) for number, (path, m) in numbered])
+    (shard,) = con.execute("SELECT coalesce(max(id), 0) FROM shards").fetchone()
+    shards = [
+        (number, s.path, s.layer, unit, s.rows, s.bytes, s.sha256)
+        for number, (unit, s) in enumerate(((n, s) for n, (_, m) in numbered for s in m.shards), shard + 1)
+    ]
     _insert(con, "shards", shards)
     for layer in LAYERS.values():
-        _load(con, home, layer, [path for path, name, *_ in shards if name == layer.name])
+        _load(con, home, layer, [path for _, path, name, *_ in shards if name == layer.name])
     _forget(con, build.number)
     _insert(con, "builds", [(build.number, build.status, build.name, build.created_at)])
-    _insert(con, "build_units", [(build.number, path) for path in build.units])
+    con.execute(f"INSERT INTO build_units SELECT {build.number:d}, id FROM units JOIN named USING (path)")
+    con.unregister("named")
     _insert(con, "validations", [(build.number, *v.model_dump().values()) for v in build.validations])
     con.execute("COMMIT")
 
 
-def _prepare(con: Any) -> None:
-    con.execute(_TABLES)
-    for layer in LAYERS.values():
-        con.register("empty", _metadata(layer).empty_table())
-        con.execute(f"CREATE TABLE IF NOT EXISTS {layer.name}_rows AS SELECT *, NULL::VARCHAR AS shard FROM empty")
-        for name, kind, *_ in con.execute("DESCRIBE SELECT * FROM empty").fetchall():  # a catalog of an older schema
-            con.execute(f'ALTER TABLE {layer.name}_rows ADD COLUMN IF NOT EXISTS "{name}" {kind}')
-        con.unregister("empty")
-        # the rejects of a quarantined unit must be seen, its rows must not
-        hidden = "" if layer.name == "rejects" else "WHERE NOT u.quarantined"
-        con.execute(
-            f"CREATE OR REPLACE VIEW {layer.name} AS SELECT * FROM {layer.name}_rows WHERE shard IN "
-            f"(SELECT s.path FROM shards s JOIN current_units u ON s.unit = u.path {hidden})"
-        )
+def _prepare(con: Any, home: Path) -> None:
+    """Tables and views; an index of an older form is emptied, to be filled from the files. Refuses a newer one."""
+    has = {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    known = con.execute("SELECT number FROM format").fetchone() if "format" in has else None
+    if known and known[0] > FORMAT:
+        raise CatalogError(f"{home / FILE} was written by a newer medloom; update this one")
+    if has and known != (FORMAT,):
+        for (name,) in con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
+            con.execute(f'DROP VIEW "{name}"')
+        for name in has:
+            con.execute(f'DROP TABLE "{name}"')
+    con.execute(TABLES)
+    if known != (FORMAT,):
+        con.execute(f"INSERT INTO format VALUES ({FORMAT})")
+    make_tables(con)
+    make_views(con, segments.attach(con, home))
 
 
 def _sync(con: Any, home: Path) -> None:
@@ -219,22 +272,11 @@ def _load(con: Any, home: Path, layer: Layer, paths: Sequence[str]) -> None:
     if paths:
         prefix = len(str(home.resolve())) + 2
         con.execute(
-            f"INSERT INTO {layer.name}_rows BY NAME SELECT COLUMNS(c -> list_contains(?, c)), "
-            f"substr(filename, {prefix}) AS shard FROM read_parquet(?, filename=true, union_by_name=true)",
-            [_metadata(layer).names, [str(home.resolve() / p) for p in paths]],
+            f"INSERT INTO {layer.name}_rows BY NAME SELECT r.* EXCLUDE (place), s.id AS shard_id FROM ("
+            f"SELECT COLUMNS(c -> list_contains(?, c)), substr(filename, {prefix}) AS place "
+            "FROM read_parquet(?, filename=true, union_by_name=true)) r JOIN shards s ON s.path = r.place",
+            [metadata(layer).names, [str(home.resolve() / p) for p in paths]],
         )
-
-
-def _metadata(layer: Layer) -> pa.Schema:
-    """The layer's columns without image bytes; lists lose their fixed size, as they do in Parquet."""
-    def plain(kind: pa.DataType) -> pa.DataType:
-        if pa.types.is_fixed_size_list(kind):
-            return pa.list_(plain(kind.value_type))
-        if pa.types.is_struct(kind):
-            return pa.struct([pa.field(f.name, plain(f.type)) for f in kind])
-        return kind
-
-    return pa.schema([pa.field(f.name, plain(f.type)) for f in layer.fields if f.indexed])
 
 
 def _unit_row(path: str, m: Manifest) -> tuple[Any, ...]:

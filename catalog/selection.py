@@ -34,9 +34,9 @@ _MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"RI
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHARDS_ABOUT = """
 SELECT other.layer, other.path FROM shards mine
-JOIN current_units ingest ON mine.unit = ingest.path
+JOIN current_units ingest ON mine.unit = ingest.id
 JOIN current_units unit ON unit.source = ingest.source AND unit.partition = ingest.partition
-JOIN shards other ON other.unit = unit.path
+JOIN shards other ON other.unit = unit.id
 WHERE mine.path = ? AND NOT unit.quarantined ORDER BY other.path
 """
 """What is said about a sample lies in shards of its own partition: no scan of whole layers for each shard."""
