@@ -33,10 +33,11 @@ from catalog.manifest import Manifest, read_manifest
 from catalog.schema import LAYERS, Layer
 from catalog.views import FORMAT, TABLES, make_tables, make_views, metadata
 from infra.errors import ConfigError, MedloomError
-from infra.storage import write_atomic
+from infra.storage import locked, write_atomic
 
-FILE, PUBLISHED = "catalog.duckdb", "catalog.ro.duckdb"
-LOCK_WAIT_S = 30.0
+FILE, PUBLISHED, LOCK = "catalog.duckdb", "catalog.ro.duckdb", ".catalog.lock"
+LOCK_WAIT_S = 600.0
+"""A commit checks the whole snapshot: of a large one that takes minutes."""
 SECONDS = 600.0
 """A question may take so long."""
 REOPEN = 5
@@ -143,35 +144,34 @@ def _settings() -> dict[str, str | bool | int | float | list[str]]:
 
 @contextmanager
 def writer(home: Path) -> Iterator[Any]:
-    """The one short-lived writer, brought up to date with the files. Waits for another one, then says so."""
+    """The one short-lived writer, brought up to date with the files; what it wrote is published when it ends well.
+
+    Waits for another one, then raises CatalogError.
+    """
     import duckdb
 
-    home.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            con = duckdb.connect(str(home / FILE))
-            break
-        except duckdb.IOException as error:
-            if time.monotonic() > until:
-                raise CatalogError(f"{home / FILE} is held by another process: {error}") from None
-            time.sleep(0.2)
     try:
-        con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
-        _prepare(con, home)
-        _sync(con, home)
-        yield con
-        segments.spill(con, home)
-        con.execute("CHECKPOINT")
-    finally:
-        con.close()
+        with locked(home / LOCK, wait_s=LOCK_WAIT_S), duckdb.connect(str(home / FILE)) as con:
+            con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
+            _prepare(con, home)
+            _sync(con, home)
+            yield con
+            segments.spill(con, home)
+            con.execute("CHECKPOINT")
+            named = set(segments.names(con))
+            con.close()
+            write_atomic(home / PUBLISHED, lambda draft: shutil.copyfile(home / FILE, draft))
+            segments.sweep(home, named)  # who has an old copy open keeps it, and its segments
+    except TimeoutError as error:
+        raise CatalogError(f"another build is committing for longer than {LOCK_WAIT_S:g} s: {error}") from None
+    except duckdb.IOException as error:
+        raise CatalogError(f"{home / FILE} is held by another process: {error}") from None
 
 
 def refresh(home: Path) -> None:
     """Bring the catalog up to date with the files and publish a copy for readers."""
     with writer(home):
         pass
-    publish(home)
 
 
 def rebuild(home: Path) -> None:
@@ -188,16 +188,6 @@ def published(home: Path) -> set[int]:
         return set()
     with reader(home) as con:
         return {number for (number,) in con.execute("SELECT number FROM builds").fetchall()}
-
-
-def publish(home: Path) -> None:
-    """Give readers a new copy; who has the old one open keeps it."""
-    import duckdb
-
-    write_atomic(home / PUBLISHED, lambda draft: shutil.copyfile(home / FILE, draft))
-    with duckdb.connect(str(home / PUBLISHED), read_only=True) as con:
-        named = {name for (name,) in con.execute("SELECT name FROM segments").fetchall()}
-    segments.sweep(home, named)
 
 
 def add_build(con: Any, home: Path, build: Build) -> None:

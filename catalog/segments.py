@@ -26,10 +26,14 @@ SPILL = 200_000
 
 def attach(con: Any, home: Path) -> list[str]:
     """Attach the segments that the index of the connection names; returns their names. Raises duckdb.Error."""
-    names = [name for (name,) in con.execute("SELECT name FROM segments ORDER BY name").fetchall()]
-    for name in names:
+    for name in names(con):
         con.execute(f"ATTACH IF NOT EXISTS '{quoted(file_of(home, name))}' AS {name} (READ_ONLY)")
-    return names
+    return names(con)
+
+
+def names(con: Any) -> list[str]:
+    """The segments that the index of the connection names."""
+    return [name for (name,) in con.execute("SELECT name FROM segments ORDER BY name").fetchall()]
 
 
 def file_of(home: Path, name: str) -> Path:

@@ -110,14 +110,19 @@ def make_views(con: Any, segments: Sequence[str]) -> None:
     con.execute(_FOR_PEOPLE)
 
 
+def all_rows(layer: str, segments: Sequence[str]) -> str:
+    """The SELECT of all rows of a layer that the index and its segments hold, of whatever snapshot, with shard_id."""
+    places = ("", *(f"{name}." for name in segments))
+    return " UNION ALL BY NAME ".join(f"SELECT * FROM {place}{layer}_rows" for place in places)
+
+
 def _layer(layer: Layer, segments: Sequence[str]) -> Iterator[str]:
     columns = ", ".join(f'r."{name}"' for name in metadata(layer).names)
     # the rejects of a quarantined unit must be seen, its rows must not
     hidden = "" if layer.name == "rejects" else "AND NOT u.quarantined"
-    yield f"CREATE OR REPLACE VIEW {layer.name} AS SELECT {columns}, s.path AS shard FROM ("
-    yield f"SELECT * FROM {layer.name}_rows"
-    yield from (f" UNION ALL BY NAME SELECT * FROM {name}.{layer.name}_rows" for name in segments)
+    yield f"CREATE OR REPLACE VIEW {layer.name} AS SELECT {columns}, s.path AS shard FROM "
+    yield f"({all_rows(layer.name, segments)}) r JOIN "
     yield (
-        f") r JOIN (SELECT s.id, s.path FROM shards s JOIN current_units u ON s.unit = u.id "
+        f"(SELECT s.id, s.path FROM shards s JOIN current_units u ON s.unit = u.id "
         f"WHERE s.layer = '{layer.name}' {hidden}) s ON r.shard_id = s.id"
     )

@@ -151,12 +151,13 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
     if same := up_to_date(plan, home):
         return same
     sweep(home)  # drafts of workers that died under this build
-    draft = Build(
-        number=max((b.number for b in builds(home)), default=0) + 1, status="snapshot", name=recipe.name,
-        recipe=recipe.resolved(), units=tuple(sorted([*plan.done, *progress.manifests])), validations=(),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
     with catalog.writer(home) as con:
+        number = max((b.number for b in builds(home)), default=0) + 1  # in here: another build may have just ended
+        draft = Build(
+            number=number, status="snapshot", name=recipe.name, recipe=recipe.resolved(),
+            units=tuple(sorted([*plan.done, *progress.manifests])), validations=(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
         catalog.add_build(con, home, draft)
         con.execute(f"SET VARIABLE snapshot = {draft.number:d}")
         results = checks.validate(con, home, draft, recipe.checks.warn_only)
@@ -165,7 +166,6 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
         catalog.add_build(con, home, build)
         report.write(home, build, con)
         build.write(home)
-    catalog.publish(home)
     if broken:
         why = "; ".join(f"{v.layer}: {v.expectation} ({v.detail})" for v in broken)
         raise BuildError(f"build {build.number} is no snapshot: {why}. The report: {home / report.path(build)}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.catalogue import app as catalog_app
 from flows.deidentify import deid
 from flows.show import show
 from flows.weights import app as weights_app
@@ -18,7 +19,6 @@ app = typer.Typer(
     name="medloom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Build medical image-text datasets in the open: sources in, grounded and checked captions out.",
 )
-catalog_app = typer.Typer(no_args_is_help=True, help="The DuckDB index over a dataset's files.")
 knowledge_app = typer.Typer(no_args_is_help=True, help="Knowledge bases that captions are retrieved from.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(knowledge_app, name="knowledge")
@@ -55,11 +55,12 @@ def sql(
     home: Home,
     format: Annotated[str, typer.Option(help="table, json or csv.")] = "table",
     at: Annotated[int | None, typer.Option(help="Snapshot to ask; default: the newest.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long the answer may take.")] = 600,
 ) -> None:
-    """Ask the catalog."""
+    """Ask the catalog: layers, and the views samples, funnel, costs, licences and missing."""
     from catalog.catalog import query as ask
 
-    show(ask(home, query, at).to_pylist(), format)
+    show(ask(home, query, at, seconds).to_pylist(), format)
 
 
 @app.command()
@@ -117,15 +118,6 @@ def locate(
 
     for line in find(recipe, item, home, set):
         typer.echo(line)
-
-
-@catalog_app.command("rebuild")
-def catalog_rebuild(home: Home) -> None:
-    """Make the index again from builds, manifests and shards alone."""
-    from catalog.catalog import rebuild
-
-    rebuild(home)
-    typer.echo(f"{home / 'catalog.duckdb'} made again")
 
 
 @app.command()

@@ -28,9 +28,10 @@ from prefect.states import Cancelled
 from catalog import report, sheet
 from catalog.builds import Build
 from catalog.catalog import query, reader
+from catalog.gc import building
 from flows import build as work
 from flows.plan import Chain
-from flows.recipe import find_recipe, load_recipe
+from flows.recipe import Recipe, find_recipe, load_recipe
 from flows.server import served
 from infra.errors import MedloomError
 from infra.runner import Runner, open_runner
@@ -71,6 +72,12 @@ def build(
     steps = load_recipe(find_recipe(recipe), changes)
     for why in steps.left_out:
         log.warning("source left out: %s", why)
+    with building(root):
+        return _built(steps, root, runner, retry_failed)
+
+
+def _built(steps: Recipe, root: Path, runner: str, retry_failed: bool) -> str | State[Any]:
+    log = get_run_logger()
     plan = _task("plan", "plan", partial(work.prepare, steps, root, retry_failed))
     if same := work.up_to_date(plan, root):
         log.info("nothing to do: snapshot %d is what the recipe describes", same.number)

@@ -6,10 +6,13 @@ folder. An address is a path, or `pkg:PACKAGE/PATH` for data that ships inside a
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from infra.errors import ConfigError
@@ -54,6 +57,26 @@ def _sync(path: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """`write_atomic` for bytes at hand."""
     write_atomic(path, lambda draft: draft.write_bytes(data))
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, wait_s: float = 0) -> Iterator[None]:
+    """Hold a lock file, alone or with others who share it; the kernel gives it back however its holder ends.
+
+    Raises TimeoutError when others still hold it after so many seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + wait_s
+    with open(path, "a") as file:
+        while True:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise TimeoutError(f"{path} is held by another process") from None
+                time.sleep(0.02)
+        yield
 
 
 def sweep(folder: Path) -> int:

@@ -1,0 +1,104 @@
+"""Garbage collection: give back the room of snapshots that nobody keeps, and of what killed workers left.
+
+The invariant: nothing that a kept snapshot names is touched, and nothing younger than the grace: a shard whose manifest
+is about to be written, a unit that a build under way counts on. Units of unfinished builds stay, they are paid work.
+Builds share the lock `HOME/.builds.lock`; a collection takes it alone or does nothing, so neither waits for the other.
+
+Killed at any point, the next collection goes on: records of builds that are given up are renamed first and removed
+last; a manifest goes before its shards.
+
+>>> plan = collectable(home, keep=3)
+>>> collect(home, plan)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog import catalog
+from catalog.builds import Build, builds
+from catalog.manifest import read_manifest, scan
+from infra.errors import ConfigError
+from infra.storage import TEMPORARY, locked
+
+LOCK = ".builds.lock"
+GRACE_S = 24 * 3600.0
+GIVEN_UP = "given-up-"
+"""Prefix of the record of a build whose units are being removed."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What a collection would remove; paths are relative to the home."""
+
+    builds: tuple[str, ...]
+    manifests: tuple[str, ...]
+    shards: tuple[str, ...]
+    bytes: int
+
+
+@contextmanager
+def building(home: Path) -> Iterator[None]:
+    """Held by every build: no collection runs meanwhile. One that runs is waited for."""
+    with locked(home / LOCK, shared=True, wait_s=3600):
+        yield
+
+
+def collectable(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -> Garbage:
+    """What may go: all but the newest `keep` snapshots (None: all are kept), refused builds older than a snapshot,
+    units that only those name, and shards that no manifest names. Raises ConfigError for keep < 1."""
+    if keep is not None and keep < 1:
+        raise ConfigError("at least one snapshot is kept: give --keep 1 or more")
+    known = builds(home)
+    snapshots = [build for build in known if build.status == "snapshot"]
+    kept = set() if not snapshots else {build.number for build in (snapshots if keep is None else snapshots[-keep:])}
+    newest = max(kept, default=0)
+    kept |= {build.number for build in known if build.number > newest}
+    gone = [build for build in known if build.number not in kept]
+    needed = {unit for build in known if build.number in kept for unit in build.units}
+    left = [Build.model_validate_json(p.read_bytes()) for p in sorted((home / "builds").glob(f"{GIVEN_UP}*.json"))]
+    units = sorted({unit for build in [*gone, *left] for unit in build.units} - needed)
+    manifests = [unit for unit in units if _old(home / unit, grace_s)]
+    removed = set(manifests)
+    standing = (entry.path for entry in scan(home) if entry.path not in removed)
+    named = {shard.path for path in standing for shard in read_manifest(home, path).shards}
+    shards = [path for path in _shards(home) if path not in named and _old(home / path, grace_s)]
+    size = sum((home / path).stat().st_size for path in (*manifests, *shards))
+    records = [build.path for build in gone] + [f"builds/{GIVEN_UP}{build.number:06d}.json" for build in left]
+    return Garbage(tuple(records), tuple(manifests), tuple(shards), size)
+
+
+def collect(home: Path, garbage: Garbage) -> None:
+    """Remove it and bring the catalog up to date. Raises ConfigError while a build runs; nothing was removed then."""
+    try:
+        with locked(home / LOCK):
+            given_up = []
+            for record in garbage.builds:
+                file = home / record
+                target = file if file.name.startswith(GIVEN_UP) else file.with_name(f"{GIVEN_UP}{file.name}")
+                file.rename(target)
+                given_up.append(target)
+            catalog.refresh(home)  # readers must not be shown what is about to go
+            for path in (*garbage.manifests, *garbage.shards):
+                (home / path).unlink(missing_ok=True)
+            for target in given_up:
+                target.unlink(missing_ok=True)
+    except TimeoutError:
+        raise ConfigError(f"a build of {home} is running; nothing was removed, collect when it has ended") from None
+
+
+def _shards(home: Path) -> Iterator[str]:
+    for path in sorted((home / "shards").rglob("*.parquet")):
+        if not path.name.startswith(TEMPORARY):
+            yield str(path.relative_to(home))
+
+
+def _old(path: Path, grace_s: float) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime >= grace_s
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,77 @@
+"""`medloom catalog`: what changed between snapshots, where a row comes from, and care of the files."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.show import show
+from infra.settings import default_home
+
+app = typer.Typer(no_args_is_help=True, help="Snapshots of a dataset: changes, lineage, and care of the files.")
+
+Home = Annotated[Path, typer.Option("--home", help="Folder of the dataset.", default_factory=default_home)]
+Format = Annotated[str, typer.Option(help="table, json or csv.")]
+
+
+@app.command()
+def rebuild(home: Home) -> None:
+    """Make the index again from builds, manifests and shards alone."""
+    from catalog.catalog import rebuild as run
+
+    run(home)
+    typer.echo(f"{home / 'catalog.duckdb'} made again")
+
+
+@app.command()
+def diff(
+    home: Home,
+    before: Annotated[int | None, typer.Option("--from", help="Snapshot; default: the one before --to.")] = None,
+    after: Annotated[int | None, typer.Option("--to", help="Snapshot; default: the newest.")] = None,
+    format: Format = "table",
+) -> None:
+    """What was added, removed and changed between two snapshots, by layer and source, and why."""
+    from catalog.diff import both, changes
+
+    first, second = both(home, before, after)
+    show([asdict(change) for change in changes(home, first, second)], format)
+
+
+@app.command()
+def lineage(
+    id: Annotated[str, typer.Argument(help="Id of a text, region, label, passage, measure or sample.")],
+    home: Home,
+    at: Annotated[int | None, typer.Option(help="Snapshot; default: the newest.")] = None,
+    format: Format = "table",
+) -> None:
+    """From a row back to the evidence it rests on, the units that made it, and the bytes of its source."""
+    from catalog.lineage import lineage as run
+
+    steps = [asdict(step) for step in run(home, id, at)]
+    if format == "table":
+        steps = [{**step, "what": "  " * step.pop("depth") + step["what"]} for step in steps]
+    show(steps, format)
+
+
+@app.command()
+def gc(
+    home: Home,
+    keep: Annotated[int | None, typer.Option(help="Keep so many of the newest snapshots; default: all.")] = None,
+    grace: Annotated[float, typer.Option(help="Hours for which files are left alone.")] = 24,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only say what would go.")] = False,
+) -> None:
+    """Give back the room of snapshots that are not kept and of what killed workers left; never what one names."""
+    from catalog.gc import collect, collectable
+
+    garbage = collectable(home, keep, datetime.timedelta(hours=grace).total_seconds())
+    what = (
+        f"{len(garbage.builds)} builds, {len(garbage.manifests)} manifests, {len(garbage.shards)} shards, "
+        f"{garbage.bytes / 1e6:.1f} MB"
+    )
+    if yes:
+        collect(home, garbage)
+    typer.echo(f"removed {what}" if yes else f"would remove {what}; --yes does it")
