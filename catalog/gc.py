@@ -7,8 +7,7 @@ Builds share the lock `HOME/.builds.lock`; a collection takes it alone or does n
 Killed at any point, the next collection goes on: records of builds that are given up are renamed first and removed
 last; a manifest goes before its shards.
 
->>> plan = collectable(home, keep=3)
->>> collect(home, plan)
+>>> collectable(home, keep=3).bytes, collect(home, keep=3).bytes
 """
 
 from __future__ import annotations
@@ -72,10 +71,14 @@ def collectable(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -
     return Garbage(tuple(records), tuple(manifests), tuple(shards), size)
 
 
-def collect(home: Path, garbage: Garbage) -> None:
-    """Remove it and bring the catalog up to date. Raises ConfigError while a build runs; nothing was removed then."""
+def collect(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -> Garbage:
+    """Remove what may go and bring the catalog up to date; returns what went.
+
+    Raises ConfigError while a build runs; nothing was removed then.
+    """
     try:
         with locked(home / LOCK):
+            garbage = collectable(home, keep, grace_s)  # in here: a build that just ended may count on old units
             given_up = []
             for record in garbage.builds:
                 file = home / record
@@ -87,6 +90,7 @@ def collect(home: Path, garbage: Garbage) -> None:
                 (home / path).unlink(missing_ok=True)
             for target in given_up:
                 target.unlink(missing_ok=True)
+            return garbage
     except TimeoutError:
         raise ConfigError(f"a build of {home} is running; nothing was removed, collect when it has ended") from None
 

@@ -131,31 +131,42 @@ def encode_mask(mask: Mask) -> dict[str, Any]:
 
 
 def decode_mask(rle: Mapping[str, Any], box: Sequence[int] | None = None) -> Mask:
-    """The (height, width) mask of a COCO run-length code, or what lies of it in a box (x0, y0, x1, y1) of the image."""
+    """The (height, width) mask of a COCO run-length code, or what lies of it in a box (x0, y0, x1, y1) of the image.
+
+    Raises ValueError for a code that is broken, or of an image of another size.
+    """
     height, width = rle["size"]
     x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
-    edges = np.clip(np.cumsum(_lengths(rle["counts"])), x0 * height, x1 * height) - x0 * height
+    lengths = _lengths(rle["counts"])
+    if int(lengths.sum()) != height * width or int(lengths.min()) < 0:
+        raise ValueError(f"a run-length code of {int(lengths.sum())} pixels, for an image of {width} x {height}")
+    edges = np.clip(np.cumsum(lengths), x0 * height, x1 * height) - x0 * height
     steps = np.diff(edges, prepend=0)
     flat = np.repeat(np.arange(steps.size) % 2 == 1, steps)
     return _turned(flat.reshape(x1 - x0, height)[:, y0:y1])
 
 
-def area_of(rle: Mapping[str, Any]) -> int:
+Code = Mapping[str, Any]
+"""A code as pycocotools takes it: `counts` are bytes."""
+
+
+def code_of(rle: Mapping[str, Any]) -> Code:
+    """A code of the layer `rois`, for `area_of` and `common_area`."""
+    return {"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}
+
+
+def area_of(code: Code) -> int:
     """Pixels of a mask, from its code."""
     from pycocotools import mask as coco
 
-    return int(coco.area(_bytes(rle)))
+    return int(coco.area(code))
 
 
-def common_area(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
+def common_area(a: Code, b: Code) -> int:
     """Pixels that two masks of one image have in common, from their codes."""
     from pycocotools import mask as coco
 
-    return int(coco.area(coco.merge([_bytes(a), _bytes(b)], intersect=True)))
-
-
-def _bytes(rle: Mapping[str, Any]) -> dict[str, Any]:
-    return {"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}
+    return int(coco.area(coco.merge([a, b], intersect=True)))
 
 
 def _size(mask: npt.NDArray[Any]) -> tuple[int, int]:

@@ -97,7 +97,11 @@ class Card:
 
 def cards(con: Any, home: Path, per_source: int = 2) -> list[Card]:
     """The cards of the snapshot that the views of `con` show, by the rule above; image bytes come from `home`."""
-    chosen = con.execute(_CHOICE, [per_source]).to_arrow_table().to_pylist()
+    return cards_of(con, home, con.execute(_CHOICE, [per_source]).to_arrow_table().to_pylist())
+
+
+def cards_of(con: Any, home: Path, chosen: Rows) -> list[Card]:
+    """Cards of chosen samples, in their order: rows with sample_id, source, modality, width, height and shard."""
     encoded = _images(home, chosen)
     ids = [row["sample_id"] for row in chosen]
     rois, texts = _by_sample(con, _ROIS, ids), _by_sample(con, _TEXTS, ids)
@@ -112,7 +116,7 @@ def markdown(sheet: Sequence[Card]) -> str:
     parts: list[str] = []
     size = 0
     for card in sheet:
-        part = _markdown_card(card)
+        part = markdown_card(card)
         if size + len(part.encode()) > MARKDOWN_BYTES:
             parts.append(f"*{len(sheet) - len(parts)} more samples are in the report.*\n")
             break
@@ -181,14 +185,15 @@ def _thumbnail(pixels: Pixels, rois: Rows) -> bytes:
     return png.getvalue()
 
 
-def _markdown_card(card: Card) -> str:
+def markdown_card(card: Card) -> str:
+    """One card as markdown."""
     lines = [
-        f"### {_plain(card.source)} · {_plain(card.modality or 'modality unknown')}", "",
-        f"![{_plain(card.sample_id)}]({data_uri(card)})", "",
-        f"{card.width} × {card.height} pixels, sample {_plain(card.sample_id)}", "",
+        f"### {plain(card.source)} · {plain(card.modality or 'modality unknown')}", "",
+        f"![{plain(card.sample_id)}]({data_uri(card)})", "",
+        f"{card.width} × {card.height} pixels, sample {plain(card.sample_id)}", "",
     ]
-    lines += [f"- {_number(r)}: **{_plain(r.label)}**, {_plain(r.position)}" for r in card.regions]
-    lines += [f"- {_plain(t.kind)} ({_plain(t.origin)}): {_plain(t.text)}" for t in card.texts]
+    lines += [f"- {_number(r)}: **{plain(r.label)}**, {plain(r.position)}" for r in card.regions]
+    lines += [f"- {plain(t.kind)} ({plain(t.origin)}): {plain(t.text)}" for t in card.texts]
     return "\n".join(lines) + "\n"
 
 
@@ -199,6 +204,6 @@ def _number(region: Region) -> str:
 _PUNCTUATION = re.compile(r"[!-+\--/:-@\[-`{-~]")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text on one line whose punctuation is escaped, so that no markdown or HTML acts upon it."""
     return _PUNCTUATION.sub(r"\\\g<0>", " ".join(text.split()))

@@ -67,11 +67,9 @@ def gc(
     """Give back the room of snapshots that are not kept and of what killed workers left; never what one names."""
     from catalog.gc import collect, collectable
 
-    garbage = collectable(home, keep, datetime.timedelta(hours=grace).total_seconds())
+    garbage = (collect if yes else collectable)(home, keep, datetime.timedelta(hours=grace).total_seconds())
     what = (
         f"{len(garbage.builds)} builds, {len(garbage.manifests)} manifests, {len(garbage.shards)} shards, "
         f"{garbage.bytes / 1e6:.1f} MB"
     )
-    if yes:
-        collect(home, garbage)
     typer.echo(f"removed {what}" if yes else f"would remove {what}; --yes does it")

@@ -14,8 +14,9 @@ from flows.recipe import Knowledge, Recipe, find_recipe, load_recipe
 from infra.errors import ConfigError
 from infra.keys import key
 from infra.storage import write_bytes
-from transforms.knowledge.base import build, open_base
+from transforms.knowledge.base import FORMAT, build, open_base
 from transforms.knowledge.embedding import DEFAULT_MODEL
+from transforms.knowledge.ranking import Mode
 
 Tell = Callable[[int, int], object]
 """(texts embedded, texts to embed)"""
@@ -42,23 +43,30 @@ def build_all(recipe: str, home: Path, changes: Sequence[str]) -> Iterator[str]:
             yield _build(knowledge, home, lambda done, of: bars.update(bar, completed=done, total=of))  # noqa: B023
 
 
-def search(home: Path, name: str | None, text: str, k: int) -> list[dict[str, Any]]:
-    """The passages nearest to a text, as rows for a table."""
+def search(home: Path, name: str | None, text: str, k: int, mode: Mode = "fused") -> list[dict[str, Any]]:
+    """The passages that fit a text best, as rows for a table; `score` is the cosine, `words` the BM25."""
     known = sorted(path.stem for path in (home / "knowledge").glob("*.json"))
     if name is None:
         if len(known) != 1:
             raise ConfigError(f"which knowledge base? {home} has {', '.join(known) or 'none'}; name it with --base")
         name = known[0]
-    hits = open_base(home / "knowledge", name).search([text], k)[0]
-    return [{"score": h.score, "id": h.passage.id, "text": h.passage.text, "licence": h.passage.licence} for h in hits]
+    hits = open_base(home / "knowledge", name).search([text], k, mode=mode)[0]
+    return [
+        {"score": h.score, "words": h.words, "id": h.passage.id, "text": h.passage.text, "licence": h.passage.licence}
+        for h in hits
+    ]
 
 
 def _build(declared: Knowledge, home: Path, progress: Tell | None) -> str:
     corpora = [(corpus.use, corpus.params) for corpus in declared.corpora]
-    base = build(corpora, home / "knowledge", declared.name, declared.model or DEFAULT_MODEL, progress=progress)
+    query_model = getattr(declared, "query_model", None)  # a recipe that names no pair has one model for both
+    base = build(
+        corpora, home / "knowledge", declared.name, declared.model or DEFAULT_MODEL, query_model=query_model,
+        progress=progress,
+    )
     write_bytes(home / "knowledge" / f"{declared.name}.declared", _declaration(declared).encode())
     return f"{declared.name}: {base.record['passages']} passages of {', '.join(base.corpora)}, version {base.key}"
 
 
 def _declaration(declared: Knowledge) -> str:
-    return key("knowledge", declared.model_dump(mode="json"))
+    return key("knowledge", FORMAT, declared.model_dump(mode="json"))

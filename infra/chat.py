@@ -13,6 +13,7 @@ import io
 import ipaddress
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from infra.errors import Transient
 from infra.keys import sha256
+from infra.outbound import Outbound
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,6 +63,21 @@ class Endpoint(BaseModel):
     deadline_s: float = Field(600, gt=0, description="no attempt is begun after this many seconds")
     attempts: int = Field(6, ge=1, description="attempts at a request that the server could not serve")
     concurrency: int = Field(4, ge=1, description="requests in flight from one client")
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="limit that all processes of this machine keep together; null: none"
+    )
+    tokens_per_minute: float | None = Field(
+        None, gt=0, description="the same for prompt tokens (estimated, then corrected) plus answer tokens; null: none"
+    )
+    outbound: Outbound = Field(
+        "plain", description="what is looked for in texts that leave this machine: plain identifiers; strict: also "
+        "names with titles, full dates and long numbers, with false alarms; off: nothing",
+    )
+    batch: bool = Field(
+        False, description="collect requests in the outbox for the Batch API instead of asking: each is LLM_PENDING "
+        "until its batch is collected",
+    )
+    batch_discount: float = Field(0.5, ge=0, le=1, description="price of a request in a batch, as a share of the price")
 
     @property
     def host(self) -> str:
@@ -78,6 +95,21 @@ class Endpoint(BaseModel):
         """Whether rows under this policy may be sent here."""
         approved = {h.strip().lower() for h in os.environ.get("MEDLOOM_APPROVED_ENDPOINTS", "").split(",")}
         return policy == "any" or self.is_loopback or (policy == "approved" and self.host in approved)
+
+    @property
+    def id(self) -> str:
+        """A short hash of the address and the model: what files about the endpoint are named by."""
+        return sha256(f"{self.base_url} {self.model}".encode())[:16]
+
+    def body(self, messages: Sequence[Message], answer: type[BaseModel]) -> dict[str, Any]:
+        """The chat request, as it is sent here."""
+        form = {"name": answer.__name__, "strict": True, "schema": answer.model_json_schema()}
+        body = {
+            "model": self.model, "messages": [message.sent() for message in messages],
+            "response_format": {"type": "json_schema", "json_schema": form}, self.limit_name: self.max_tokens,
+        }
+        sampling = {"temperature": self.temperature, "seed": self.seed}
+        return body | {name: value for name, value in sampling.items() if value is not None}
 
     def cost(self, tokens_in: int | None, tokens_out: int | None) -> float | None:
         """US dollars; None where a price or a count is unknown."""
@@ -131,6 +163,10 @@ class Reply(BaseModel):
     finish_reason: str | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
+    endpoint: str | None = None
+    """id of the endpoint that answered; None in caches of older versions"""
+    discount: float | None = None
+    """what was billed as a share of the price; None: all of it"""
 
     @classmethod
     def of(cls, body: str) -> Self:

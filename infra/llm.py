@@ -1,8 +1,10 @@
 """Language models behind an OpenAI-compatible address: ask, get a validated answer, pay once.
 
-The invariants: no row reaches an address that its source's policy does not allow; no answer is paid for twice (see
-infra/llmcache.py); an API key is read from the environment and stands in no error, log or file. The one gap: a process
-killed after the server answered and before the answer was written to disk, some milliseconds, will ask again.
+The invariants: those of infra/llmtalk.py (policy, outbound scan) and infra/llmcache.py (no answer is paid for twice);
+an API key is read from the environment and stands in no error, log or file. The one gap: a process killed after the
+server answered and before the answer was written to disk, some milliseconds, will ask again. It does so with the
+Idempotency-Key it used before, as a retry after silence does: a server or gateway that honours the header closes the
+gap, for others it stays. Several endpoints: infra/llmpool.py. At half the price: infra/llmbatch.py.
 
 >>> class Caption(BaseModel):
 ...     text: str
@@ -17,58 +19,45 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import stamina
-from pydantic import BaseModel, ValidationError
 
+from infra.buckets import Bucket
 from infra.chat import Address, Endpoint, Message, Picture, Policy, Reply
 from infra.errors import ConfigError, MedloomError, Terminal, Transient
-from infra.llmcache import Found, RequestCache
+from infra.llmbatch import URL, Batch, Batches
+from infra.llmcache import RequestCache
+from infra.llmtalk import SHOWN, Answer, Asked, Asker, Question
 from infra.settings import secret
 
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["Address", "Answer", "Client", "Endpoint", "Message", "Picture", "Policy", "RequestCache"]
+__all__ = [
+    "Address", "Answer", "Client", "Endpoint", "Message", "Picture", "Policy", "Question", "RequestCache",
+    "open_batches",
+]
 
-A = TypeVar("A", bound=BaseModel)
+T = TypeVar("T")
 
-REPAIRS = 2
-"""How often a model may mend an unusable answer."""
-
-SHOWN = 300
-"""Characters of a server's words that an error or a repair quotes."""
-
-
-@dataclass(frozen=True)
-class Answer(Generic[A]):
-    """A valid answer and what it took to get it."""
-
-    data: A
-    model: str
-    """id as the server answered it"""
-    tokens_in: int | None
-    """summed over the request and its repairs, as first billed, cached or not; None: the server does not say"""
-    tokens_out: int | None
-    cost_usd: float | None
-    request_sha256: str
-    """key of the request that this is the answer to: the last repair where there was one"""
-    cached: bool
-    """no request was made"""
+SERVED = ("LLM_BUSY", "LLM_SERVER_ERROR", "LLM_BAD_RESPONSE")
+"""Failures in which the server had its say: the next attempt is a new one to it. After silence it is the same one."""
+PICTURE_TOKENS = 1000
+"""What a picture is taken for before the server has counted: some models bill a fifth, some three times as much."""
+LETTERS_A_TOKEN = 4
 
 
-class Client:
+class Client(Asker):
     """Asks one endpoint; safe to share between threads. Close it, use it in `with`, or let it be collected."""
 
     def __init__(self, endpoint: Endpoint, cache: RequestCache) -> None:
         import openai
 
+        super().__init__([endpoint], cache)
         self.endpoint = endpoint
-        self._cache = cache
         self._secret = secret(endpoint.api_key_env) if endpoint.api_key_env else None
         if endpoint.api_key_env and not self._secret and not endpoint.is_loopback:
             name = endpoint.api_key_env
@@ -80,6 +69,11 @@ class Client:
             http_client=http,
         )
         self._in_flight = threading.BoundedSemaphore(endpoint.concurrency)
+        limits = {"requests": endpoint.requests_per_minute, "tokens": endpoint.tokens_per_minute}
+        self._buckets = {
+            unit: Bucket(cache.folder / "buckets", f"{unit} of {endpoint.model} at {endpoint.base_url}", limit)
+            for unit, limit in limits.items() if limit is not None
+        }
         self.close = weakref.finalize(self, http.close)
 
     def __enter__(self) -> Self:
@@ -88,63 +82,16 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, messages: Sequence[Message], answer: type[A], policy: Policy) -> Answer[A]:
-        """An answer of the given form. Strict servers want a model with extra="forbid" and no defaults.
-
-        Raises Terminal: ENDPOINT_FORBIDDEN (nothing was sent), LLM_REFUSED, LLM_TRUNCATED or LLM_INVALID_ANSWER (after
-        two repairs), LLM_BAD_REQUEST, LLM_CACHE_UNREADABLE; Transient, after its own retries: LLM_TIMEOUT,
-        LLM_UNREACHABLE, LLM_BUSY, LLM_SERVER_ERROR, LLM_BAD_RESPONSE; ConfigError where no request can succeed.
-        """
-        if not self.endpoint.permits(policy):
-            raise Terminal(
-                "ENDPOINT_FORBIDDEN", f"policy {policy!r} keeps this row from {self.endpoint.host}, nothing was sent; "
-                "use a model on this machine, list the host in MEDLOOM_APPROVED_ENDPOINTS, or change the policy"
-            )
-        if any(message.pictures for message in messages) and not self.endpoint.sees_images:
-            raise ValueError(f"pictures for {self.endpoint.model}, whose endpoint does not say sees_images")
-        talk, replies, cached = list(messages), [], True
-        while True:
-            found = self._reply(talk, answer)
-            reply = Reply.model_validate(found.reply)
-            replies.append(reply)
-            cached = cached and found.cached
-            verdict = _judge(reply, answer)
-            if not isinstance(verdict, _Unusable):
-                break
-            if not verdict.mendable or len(replies) > REPAIRS:
-                tries = f"{len(replies)} answers" if verdict.mendable else "the answer"
-                raise Terminal(verdict.code, f"{tries} of {reply.model} cannot be used; the last: {verdict.reason}")
-            talk += [
-                Message("assistant", verdict.said or "(nothing)"),
-                Message("user", f"{verdict.reason} Answer again, with the JSON only."),
-            ]
-        tokens = _total(r.tokens_in for r in replies), _total(r.tokens_out for r in replies)
-        return Answer(verdict, reply.model, *tokens, self.endpoint.cost(*tokens), found.request_sha256, cached)
-
-    def _reply(self, talk: Sequence[Message], answer: type[BaseModel]) -> Found:
-        endpoint, schema = self.endpoint, answer.model_json_schema()
-        request = {
-            "model": endpoint.model, "messages": [m.keyed() for m in talk], "schema": schema,
-            "max_tokens": endpoint.max_tokens, "temperature": endpoint.temperature, "seed": endpoint.seed,
-        }
-        sent: dict[str, Any] = {
-            "model": endpoint.model,
-            "messages": [m.sent() for m in talk],
-            "response_format": {
-                "type": "json_schema", "json_schema": {"name": answer.__name__, "strict": True, "schema": schema},
-            },
-            endpoint.limit_name: endpoint.max_tokens,
-        }
-        sent |= {n: request[n] for n in ("temperature", "seed") if request[n] is not None}
-        return self._cache.reply(request, lambda: self._patiently(sent).model_dump())
-
-    def _patiently(self, sent: Mapping[str, Any]) -> Reply:
+    def _answered(self, asked: Asked) -> Reply:
         """Ask until the server serves, within the attempts and the deadline; a stated Retry-After is kept."""
         deadline = time.monotonic() + self.endpoint.deadline_s
+        served = 0
 
         def again(error: Exception) -> bool | float:
+            nonlocal served
             if not isinstance(error, Transient):
                 return False
+            served += error.code in SERVED
             wait = error.retry_after
             return True if wait is None else time.monotonic() + wait < deadline and float(wait)
 
@@ -152,19 +99,41 @@ class Client:
             on=again, attempts=self.endpoint.attempts, timeout=self.endpoint.deadline_s, wait_initial=0.5, wait_max=30
         ):
             with attempt:
-                return self._once(sent)
+                return self.once(asked, served, deadline - time.monotonic())
         raise AssertionError("unreachable: the last attempt raises")
 
+    def once(self, asked: Asked, served: int, patience: float) -> Reply:
+        """One attempt at a request. `served` attempts before it were answered, with an error; `patience` is how many
+        seconds it may wait for the token buckets. Raises as `ask` does for what the server does."""
+        body = self.endpoint.body(asked.messages, asked.answer)
+        with self._in_flight:
+            guess = self._admitted(asked, patience)
+            reply = self._once({**body, "extra_headers": {"Idempotency-Key": f"{asked.sha256}-{served}"}})
+        if "tokens" in self._buckets and reply.tokens_in is not None and reply.tokens_out is not None:
+            self._buckets["tokens"].give_back(guess - reply.tokens_in - reply.tokens_out)
+        return reply.model_copy(update={"endpoint": self.endpoint.id})
+
     def _once(self, sent: Mapping[str, Any]) -> Reply:
+        create = self._openai.chat.completions.with_raw_response.create
+        return Reply.of(self.spoken(lambda: create(**sent).text))
+
+    def _admitted(self, asked: Asked, patience: float) -> float:
+        """Wait until the limits let the request through; returns the tokens it was taken for."""
+        letters = sum(len(message.text) for message in asked.messages)
+        pictures = sum(len(message.pictures) for message in asked.messages)
+        guess = letters / LETTERS_A_TOKEN + pictures * PICTURE_TOKENS + self.endpoint.max_tokens
+        waits = [bucket.take(guess if unit == "tokens" else 1, patience) for unit, bucket in self._buckets.items()]
+        time.sleep(max(waits, default=0))
+        return guess
+
+    def spoken(self, call: Callable[[], T]) -> T:
+        """What a call of the library returns; its errors become ours."""
         import openai
 
         try:
-            with self._in_flight:
-                response = self._openai.chat.completions.with_raw_response.create(**sent)
+            return call()
         except openai.APIError as error:
             failure = self._failure(error)
-        else:
-            return Reply.of(response.text)
         raise failure  # out here, so that it does not carry the request, and with it the key, as its context
 
     def _failure(self, error: openai.APIError) -> MedloomError:
@@ -192,31 +161,54 @@ class Client:
         return text.replace(self._secret, "***") if self._secret else text
 
 
-@dataclass(frozen=True)
-class _Unusable:
-    code: str
-    reason: str
-    """for the model, which is told it, and for the person who reads the reject"""
-    said: str = ""
-    """what of its answer the model is shown again"""
-    mendable: bool = True
+def open_batches(endpoint: Endpoint, cache: RequestCache) -> Batches:
+    """The batches of an endpoint. Raises ConfigError for a missing key."""
+    return Batches(endpoint, cache, _Files(Client(endpoint, cache)))
 
 
-def _judge(reply: Reply, answer: type[A]) -> A | _Unusable:
-    """The data of a reply, or what is wrong with it."""
-    text = reply.content or ""
-    if reply.refusal or reply.finish_reason == "content_filter":
-        words = (reply.refusal or "content filter")[:SHOWN]
-        return _Unusable("LLM_REFUSED", f"the model refused: {words}", mendable=False)
-    if reply.finish_reason == "length":
-        reason = f"Your answer was cut off after {reply.tokens_out} tokens (max_tokens). Be brief."
-        return _Unusable("LLM_TRUNCATED", reason, text[:SHOWN])  # the rest is often one sentence over and over
-    try:
-        # Some models think aloud or fence their JSON, whatever the response format says.
-        return answer.model_validate_json(text[text.find("{") : text.rfind("}") + 1])
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc'])) or 'JSON'}: {e['msg']}" for e in error.errors()[:5]]
-        return _Unusable("LLM_INVALID_ANSWER", f"Your answer is not valid. {'; '.join(faults)}.", text)
+class _Files:
+    """The files and batches of an endpoint: infra.llmbatch.BatchApi, with our errors."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._openai = client._openai
+
+    def upload(self, name: str, lines: bytes) -> str:
+        """Uploaded twice, a file costs nothing."""
+        files = self._openai.files
+        file = (f"medloom-{name}.jsonl", lines)
+        return self._client.spoken(lambda: files.create(file=file, purpose="batch").id)
+
+    def create(self, name: str, file: str) -> Batch:
+        batches = self._openai.batches
+        made = self._client.spoken(lambda: batches.create(
+            input_file_id=file, endpoint=URL, completion_window="24h", metadata={"medloom": name},
+            extra_headers={"Idempotency-Key": name},
+        ))
+        return _batch(made)
+
+    def find(self, name: str) -> Batch | None:
+        batches = self._openai.batches
+
+        def found() -> Batch | None:
+            known = (b for b in batches.list(limit=100) if (b.metadata or {}).get("medloom") == name)
+            batch = next(known, None)
+            return None if batch is None else _batch(batch)
+
+        return self._client.spoken(found)
+
+    def retrieve(self, batch: str) -> Batch:
+        return _batch(self._client.spoken(lambda: self._openai.batches.retrieve(batch)))
+
+    def content(self, file: str) -> str:
+        return self._client.spoken(lambda: self._openai.files.content(file).text)
+
+
+def _batch(batch: Any) -> Batch:
+    faults = (batch.errors.data or []) if batch.errors else []
+    said = "; ".join(f"{fault.code}: {fault.message}" for fault in faults[:3])
+    files = tuple(file for file in (batch.output_file_id, batch.error_file_id) if file)
+    return Batch(batch.id, batch.status, files, said)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -228,8 +220,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
-
-
-def _total(counts: Iterable[int | None]) -> int | None:
-    known = list(counts)
-    return None if None in known else sum(n for n in known if n is not None)

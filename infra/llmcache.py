@@ -39,6 +39,11 @@ class RequestCache:
 
     folder: Path
 
+    @staticmethod
+    def key(request: Mapping[str, Any]) -> str:
+        """The name that a request is kept under."""
+        return sha256(canonical(request))
+
     def path(self, request_sha256: str) -> Path:
         return self.folder / request_sha256[:2] / f"{request_sha256}.json"
 
@@ -49,7 +54,7 @@ class RequestCache:
         wait. Whatever `ask` raises passes through and nothing is kept. Raises Terminal (LLM_CACHE_UNREADABLE) for a
         damaged file, because asking again may cost money.
         """
-        name = sha256(canonical(request))
+        name = self.key(request)
         path = self.path(name)
         if path.exists():
             return Found(name, _read(path), True)
@@ -60,6 +65,10 @@ class RequestCache:
             write_bytes(path, canonical({"request": request, "reply": reply}))
             lock.unlink()  # those who still wait on it will find the reply
         return Found(name, reply, False)
+
+    def put(self, request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
+        """Keep a reply that came by another way; False where one is there already, which stands."""
+        return not self.reply(request, lambda: reply).cached
 
 
 @contextmanager

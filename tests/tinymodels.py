@@ -5,6 +5,8 @@ A test module has the folders as fixtures when it imports them.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import socket
 import string
 from pathlib import Path
@@ -135,3 +137,46 @@ def flag(height: int = 90, width: int = 140) -> np.ndarray:
 
 
 COLOURS = {"red": {"label": "liver", "role": "organ"}, "2": {"label": "cyst", "role": "lesion", "ontology_id": "X:1"}}
+
+
+def poisoned(path: Path, marker: Path) -> None:
+    """A torch file that makes a folder when it is read as a pickle."""
+    import torch
+
+    class Poison:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(marker),)
+
+    torch.save({"network_weights": Poison(), "weight": torch.zeros(1)}, path)
+
+
+def instanseg_file(folder: Path) -> dict[str, Any]:
+    """`model` and `pinned` of a TorchScript file that answers as InstanSeg does: what is bright, a number a column."""
+    import warnings
+
+    import torch
+
+    class Bright(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pixel_size = 0.5
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            column = torch.arange(values.shape[3], device=values.device) // 40 + 1
+            return (values.mean(1, keepdim=True) > 0.6) * column.float()
+
+    path = folder / "instanseg.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Bright()).save(path)
+    return {"model": str(path), "pinned": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def small_pspnet(folder: Path) -> str:
+    """Weights for fourteen outputs of one layer, under the names that parallel training gives."""
+    import torch
+
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 14, 1)
+    torch.save({f"module.{name}": value for name, value in layer.state_dict().items()}, folder / "pspnet.pth")
+    return str(folder / "pspnet.pth")

@@ -31,7 +31,7 @@ from transforms.options import checked
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 
 NAME = "caption"
-VERSION = "2"
+VERSION = "3"
 REQUIRES: Mapping[str, str] = {}
 READS = ("images", "labels", "rois", "measures", "passages", "texts")
 
@@ -75,10 +75,12 @@ def _texts(params: Params, sample: SampleRows, captions: Any) -> Rows:
 
 
 def _named(texts: Iterable[Mapping[str, Any]], sample: SampleRows) -> Iterator[dict[str, Any]]:
-    """The rows with text_id and licence. Several texts of a kind on the same regions (questions) are numbered."""
+    """The rows with text_id and licence. Several texts of a kind on the same regions (questions)
+    are numbered."""
     seen: Counter[str] = Counter()
     for text in texts:
-        plain = key(sample.id, text["kind"], list(text["roi_ids"]), text["generator"])
+        other = [text["language"]] if text["language"] != "en" else []
+        plain = key(sample.id, text["kind"], list(text["roi_ids"]), text["generator"], *other)
         text_id = key(plain, seen[plain]) if seen[plain] else plain
         seen[plain] += 1
         yield {**text, "text_id": text_id, "licence": licence_of(text["evidence"], sample)}
@@ -96,6 +98,8 @@ def licence_of(evidence: Iterable[str], sample: SampleRows) -> str | None:
     texts = {row["text_id"]: row["licence"] for row in sample.rows("texts")}
 
     def licence(kind: str, name: str) -> str | None:
+        if kind == "text":
+            name = name.partition("@")[0]  # text:ID@START:END, words cut from a text
         if kind == "measure":
             kind, name = "roi", measured.get(name, "")
         if kind == "label" or (kind == "roi" and name in given):

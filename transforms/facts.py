@@ -10,19 +10,35 @@ Two rules keep the record short without hiding anything:
   lists all their ids; `Facts.single` are the other regions.
 - **Relations** are told for pairs among the `relations_among` largest single regions (ties by roi_id) that are neither
   a body nor of presence trust. The smaller region comes first. "inside", "contains" and "overlaps" are told only where
-  the outline of the enclosing region (for "overlaps": of both) may be believed, that is, has boundary trust.
+  the outline of the enclosing region (for "overlaps": of both) may be believed, that is, has boundary trust. A pair
+  without another word is "touching" where the stage `measure` found no gap between its outlines. Further pairs that
+  were measured (nearest neighbours) are `Facts.neighbours`.
+
+Words for places, the patient's left and right, and relations follow transforms/regions.py: thirds of the image, nine
+places; the patient's side by `images.orientation` and two thirds of the box.
+
+All other words (extent, size in mm, brightness, texture, shape, distance) follow transforms/measures/told.py and
+words.py; where the stage `measure` did not run they are None.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from transforms.measures.told import GroupWords, MeasureFact, Measures, PairWords, RegionWords, extent, percent
 from transforms.regions import patient_side, relation
 from transforms.stage import SampleRows
 from transforms.vocabulary import modality, phrase
+
+__all__ = [
+    "ADMINISTRATIVE", "GROUP_ABOVE", "HARMONISED", "RELATIONS_AMONG", "Facts", "GroupFact", "LabelFact", "MeasureFact",
+    "Measures", "PassageFact", "RegionFact", "RelationFact", "as_json", "evidence", "extent", "facts_of", "of_source",
+    "percent", "related", "single_rows",
+]
 
 GROUP_ABOVE = 5
 RELATIONS_AMONG = 4
@@ -47,23 +63,7 @@ class LabelFact:
 
 
 @dataclass(frozen=True)
-class MeasureFact:
-    """A number measured on a region, or between two (transforms/measure.py)."""
-
-    id: str
-    name: str
-    value: float
-    unit: str | None
-    words: str | None
-    """what may be said of it; None: it is a number only"""
-
-
-Measures = Mapping[str, MeasureFact]
-"""name -> measure"""
-
-
-@dataclass(frozen=True)
-class RegionFact:
+class RegionFact(RegionWords):
     """A region; `label` as a person would say it, `side` the patient's, `area_fraction` of the image (0 to 1)."""
 
     id: str
@@ -79,14 +79,8 @@ class RegionFact:
     measures: Measures = field(default_factory=dict)
     """what was measured on it; only as far as its trust allows"""
 
-    @property
-    def percent(self) -> str | None:
-        """Share of the image in words ("4.1%", "under 0.1%"); None unless the outline may be believed."""
-        return percent(self.area_fraction) if self.trust == "boundary" else None
-
-
 @dataclass(frozen=True)
-class GroupFact:
+class GroupFact(GroupWords):
     """All regions of a label that has many."""
 
     label: str
@@ -97,19 +91,15 @@ class GroupFact:
     trust: str
     """the weakest among the regions"""
     origin: str
+    members: tuple[RegionFact, ...] = ()
+    """the regions themselves, in the order of `ids`"""
 
     @property
     def count(self) -> int:
         return len(self.ids)
 
-    @property
-    def percent(self) -> str | None:
-        """As for a region."""
-        return percent(self.area_fraction) if self.trust == "boundary" else None
-
-
 @dataclass(frozen=True)
-class RelationFact:
+class RelationFact(PairWords):
     """How region `a` lies to region `b` (roi ids), a word of transforms.regions.RELATIONS."""
 
     a: str
@@ -117,7 +107,6 @@ class RelationFact:
     words: str
     measures: Measures = field(default_factory=dict)
     """what was measured between them"""
-
 
 @dataclass(frozen=True)
 class PassageFact:
@@ -158,6 +147,14 @@ class Facts:
     passages: tuple[PassageFact, ...]
     originals: tuple[tuple[str, str, str], ...]
     """(text_id, kind, text) of the source's own words"""
+    neighbours: tuple[RelationFact, ...] = ()
+    """measured pairs beyond `relations` for which a word is true; told in the same way"""
+
+    @property
+    def measures(self) -> tuple[MeasureFact, ...]:
+        """Every measure of its regions, and of the pairs in `relations` and `neighbours`."""
+        holders: tuple[RegionFact | RelationFact, ...] = (*self.regions, *self.relations, *self.neighbours)
+        return tuple(fact for holder in holders for fact in holder.measures.values())
 
     @property
     def single(self) -> tuple[RegionFact, ...]:
@@ -180,7 +177,7 @@ def facts_of(
     named = modality(image.get("modality"))
     regions = tuple(_region(row, image, _midline(rois), measures.get((row["roi_id"], None), {})) for row in rois)
     groups = _groups(regions, group_above)
-    grouped = {roi for group in groups for roi in group.ids}
+    relations = _relations(single_rows(rois, group_above), relations_among, measures)
     return Facts(
         sample_id=sample.id,
         width=image["width"],
@@ -201,7 +198,8 @@ def facts_of(
         ),
         regions=regions,
         groups=groups,
-        relations=_relations([row for row in rois if row["roi_id"] not in grouped], relations_among, measures),
+        relations=relations,
+        neighbours=_neighbours(rois, relations, measures),
         passages=tuple(
             PassageFact(r["passage_id"], r["corpus"], r["text"], r["score"], r["licence"])
             for r in sorted(sample.rows("passages"), key=lambda r: r["rank"])
@@ -215,14 +213,6 @@ def facts_of(
 def of_source(text: Mapping[str, Any]) -> bool:
     """Whether a row of `texts` holds the source's own words: as they came, or cut out for a panel."""
     return text["generator"].partition("@")[0] in ("source", "panels")
-
-
-def percent(fraction: float) -> str:
-    """A share of the image for a sentence: whole percents from 10 on, else one decimal, never a false 0 or 100."""
-    value = 100 * fraction
-    if value < 0.1:
-        return "under 0.1%"
-    return f"{value:.1f}%" if value < 9.95 or 99.5 <= value < 100 else f"{value:.0f}%"
 
 
 def _measures(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str | None], dict[str, MeasureFact]]:
@@ -260,6 +250,13 @@ def _midline(rois: Iterable[Mapping[str, Any]]) -> float | None:
     return (bodies[0][0] + bodies[0][2]) / 2 if len(bodies) == 1 else None
 
 
+def single_rows(rois: Iterable[Mapping[str, Any]], above: int = GROUP_ABOVE) -> list[Mapping[str, Any]]:
+    """The rows of regions that are not part of a group."""
+    rois = list(rois)
+    counts = Counter((phrase(row["label"]), row["origin"]) for row in rois)
+    return [row for row in rois if counts[phrase(row["label"]), row["origin"]] <= above]
+
+
 def _groups(regions: tuple[RegionFact, ...], above: int) -> tuple[GroupFact, ...]:
     by_label: dict[tuple[str, str], list[RegionFact]] = {}
     for region in regions:
@@ -267,7 +264,7 @@ def _groups(regions: tuple[RegionFact, ...], above: int) -> tuple[GroupFact, ...
     return tuple(
         GroupFact(
             label, members[0].role, tuple(m.id for m in members), sum(m.area_fraction for m in members),
-            min((m.trust for m in members), key=("presence", "box", "boundary").index), origin,
+            min((m.trust for m in members), key=("presence", "box", "boundary").index), origin, tuple(members),
         )
         for (label, origin), members in by_label.items() if len(members) > above
     )
@@ -276,18 +273,38 @@ def _groups(regions: tuple[RegionFact, ...], above: int) -> tuple[GroupFact, ...
 def _relations(
     rois: list[Mapping[str, Any]], among: int, measures: Mapping[tuple[str, str | None], Measures]
 ) -> tuple[RelationFact, ...]:
+    told = (_told(smaller, larger, measures) for larger, smaller in combinations(related(rois, among), 2))
+    return tuple(fact for fact in told if fact is not None)
+
+
+def related(rois: Iterable[Mapping[str, Any]], among: int) -> list[Mapping[str, Any]]:
+    """The `among` largest regions that relations are told of, the largest first; in a pair the larger is the second."""
     placed = [row for row in rois if row["role"] != "body" and row["trust"] != "presence"]
-    largest = sorted(placed, key=lambda row: (-row["area_fraction"], row["roi_id"]))[:among]
-    told = []
-    for larger, smaller in combinations(largest, 2):
-        words = relation(smaller, larger)
-        if words is None:
-            continue
-        outlines = {"inside": (larger,), "contains": (smaller,), "overlaps": (smaller, larger)}.get(words, ())
-        if all(row["trust"] == "boundary" for row in outlines):
-            pair = smaller["roi_id"], larger["roi_id"]
-            told.append(RelationFact(*pair, words, measures.get(pair, {})))
-    return tuple(told)
+    return sorted(placed, key=lambda row: (-row["area_fraction"], row["roi_id"]))[:among]
+
+
+def _told(
+    smaller: Mapping[str, Any], larger: Mapping[str, Any], measures: Mapping[tuple[str, str | None], Measures]
+) -> RelationFact | None:
+    """The relation of a pair; None where no word is true, or none may be believed."""
+    words = relation(smaller, larger)
+    outlines = {"inside": (larger,), "contains": (smaller,), "overlaps": (smaller, larger)}.get(words or "", ())
+    if not all(row["trust"] == "boundary" for row in outlines):
+        return None
+    pair = smaller["roi_id"], larger["roi_id"]
+    fact = RelationFact(*pair, words or "touching", measures.get(pair, {}))
+    return None if words is None and not fact.touching else fact
+
+
+def _neighbours(
+    rois: Iterable[Mapping[str, Any]], told: Iterable[RelationFact],
+    measures: Mapping[tuple[str, str | None], Measures],
+) -> tuple[RelationFact, ...]:
+    rows = {row["roi_id"]: row for row in rois}
+    known = {(fact.a, fact.b) for fact in told}
+    pairs = [(a, b) for a, b in measures if b is not None and (a, b) not in known and a in rows and b in rows]
+    found = (_told(rows[a], rows[b], measures) for a, b in pairs)
+    return tuple(fact for fact in found if fact is not None)
 
 
 def _pair(values: Any) -> tuple[float, float] | None:
@@ -302,6 +319,7 @@ def _plain(words: str | None) -> str | None:
 def as_json(facts: Facts) -> dict[str, Any]:
     """The facts for a prompt: a fixed list of fields, unknown ones left out, evidence ids as `id` ready to be cited.
 
+    What was measured stands with its region or pair as `measured`: id, name, and what may be said of it.
     Groups stand as one entry, `group:N` with N their place in `facts.groups`; `evidence` turns it back into regions.
     Source texts and passages are given whole: a captioner that has less room must choose among them and say so.
     """
@@ -310,20 +328,29 @@ def as_json(facts: Facts) -> dict[str, Any]:
     }
     regions = [
         _known(id=f"roi:{r.id}", label=r.label, role=r.role, place=r.position, patient_side=r.side,
-               share_of_image=r.percent, found_by=None if r.origin == "given" else r.expert)
+               share_of_image=r.percent, found_by=None if r.origin == "given" else r.expert,
+               measured=[_cited(m) for m in r.said])
         for r in facts.single
     ] + [
-        _known(id=f"group:{n}", label=g.label, role=g.role, count=g.count, share_of_image=g.percent)
+        _known(id=f"group:{n}", label=g.label, role=g.role, count=g.count, share_of_image=g.percent,
+               brightness=g.brightness, texture=g.texture, shape=g.shape)
         for n, g in enumerate(facts.groups)
     ]
     return _known(
         image=[{"id": f"image:{name}", "value": value} for name, value in image.items() if value is not None],
         labels=[{"id": f"label:{f.id}", "name": f.name, "value": f.value} for f in facts.labels],
         regions=regions,
-        relations=[{"a": f"roi:{r.a}", "is": r.words, "b": f"roi:{r.b}"} for r in facts.relations],
+        relations=[
+            _known(a=f"roi:{r.a}", **{"is": r.words}, b=f"roi:{r.b}", measured=[_cited(m) for m in r.said])
+            for r in facts.relations
+        ],
         source_texts=[{"id": f"text:{text_id}", "kind": kind, "text": text} for text_id, kind, text in facts.originals],
         passages=[{"id": f"passage:{p.id}", "corpus": p.corpus, "text": p.text} for p in facts.passages],
     )
+
+
+def _cited(fact: MeasureFact) -> dict[str, Any]:
+    return {"id": fact.evidence, "name": fact.name.removesuffix("_mm"), "says": fact.words}
 
 
 def _known(**fields: Any) -> dict[str, Any]:

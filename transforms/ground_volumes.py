@@ -10,26 +10,33 @@ scan that cannot be opened costs its regions, never its samples.
 
 A volume expert is a module of `transforms/experts` with NAME, REQUIRES, Params, VERSION, CARD (ndim=3) and
 `segment(scan, params) -> Iterable[Structure]`; `card(params)` and `ingredients(params)` as for experts of `ground`.
-Every slice gets a check `volume_status` that says what was found in its scan, or why nothing was.
+Every slice gets a check `volume_status` that says what was found in its scan, or why nothing was. `experts: auto`,
+`routing`, `choose` and the other checks are those of `ground`; they are called volume_routing, volume_plausible/EXPERT
+and volume_agreement/THING here (transforms/grounding/answers.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import ItemError, Transient
-from transforms.experts.expert import Expert, chosen, needs
+from transforms.experts.expert import OUT_OF_MEMORY, Expert, needs
+from transforms.ground import opened
+from transforms.grounding.agreement import Choose
+from transforms.grounding.answers import Answer, concluded
+from transforms.grounding.routing import Asked, Router, Routing
 from transforms.regions import roi_row, scaled
-from transforms.scans.volumes import Scan, canonical, regions_at
+from transforms.scans.volumes import Scan, Structure, canonical, regions_at
 from transforms.stage import Context, Rows, SampleRows, Stage, Volumes, each_sample
 
 NAME = "ground_volumes"
-VERSION = "1"
+VERSION = "2"
 REQUIRES: Mapping[str, str] = {}
 
 
@@ -38,10 +45,17 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    experts: tuple[str, ...] = Field(("ct",), description="volume experts, in order")
+    experts: Literal["auto"] | tuple[str, ...] = Field(
+        ("ct",), description="volume experts, in order of preference; auto: whom the rules ask"
+    )
     options: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=dict, exclude=True, description="expert -> its own parameters; they enter the key as the "
         "expert declares them",
+    )
+    routing: Routing = Field(Routing(), description="how `auto` chooses: rules, want, rivals")
+    choose: Choose = Field(
+        "all", description="of several experts' regions of one thing, all are kept, those of the best, or their "
+        "consensus"
     )
     prefer_given: bool = Field(True, description="slices with regions of their source get no predicted ones")
 
@@ -55,39 +69,52 @@ class _Found:
     """the scan with the expert's structures in place of its own labels; None: it did not look, or failed"""
     affine: Any
     said: str
+    hu: Mapping[str, float] = field(default_factory=dict)
+    """label -> mean Hounsfield units in the scan"""
 
 
 def make_stage(params: Params, context: Context) -> Stage:
     """The stage. Raises ConfigError for an unknown expert or options that it does not take."""
-    experts = chosen("volume_expert", params.experts, params.options)
+    router, experts, known = opened("volume_expert", params.experts, params.options, params.routing)
+    auto = () if router is None else ("labels", "checks")
     return each_sample(
-        NAME, VERSION, reads=("images", "rois"), writes=("rois", "checks"), row=partial(_carried, params, experts),
-        params=params, ingredients={f"expert:{e.name}": e.identity for e in experts}, pixels=False, volumes=True,
+        NAME, VERSION, reads=("images", "rois", *auto), writes=("rois", "checks"),
+        row=partial(_carried, params, router, experts), params=params, ingredients=known, pixels=False, volumes=True,
         resources=replace(needs(experts), memory_gb=max((e.card.memory_gb for e in experts), default=None)),
     )
 
 
-def _carried(params: Params, experts: tuple[Expert, ...], sample: SampleRows, volumes: Volumes) -> Rows:
+def _carried(
+    params: Params, router: Router | None, experts: tuple[Expert, ...], sample: SampleRows, volumes: Volumes
+) -> Rows:
     image = sample.image
     if image.get("volume_id") is None:
         return {}
     given = sum(row["origin"] != "predicted" for row in sample.rows("rois"))
     if given and params.prefer_given:
         return {"checks": [_check(given, "pass", f"regions of the source: {given}; no expert was asked")]}
-    told = _found(experts, image, volumes)
-    rois = [row for found in told for row in _rows(found, sample)]
-    answered = any(found.upright is not None for found in told)
-    said = "; ".join(found.said for found in told)
-    return {"rois": rois, "checks": [_check(len(rois), "pass" if answered else "unknown", said)]}
+    asked = Asked(experts, image, None)
+    if router is not None:
+        asked = router.asked(image, sample.rows("checks"), sample.rows("labels"))
+    answers = [_answer(found, sample) for found in _found(asked.experts, asked.image, volumes)]
+    rois, checks = concluded(
+        "volume", VERSION, sample, answers, choose=params.choose, shown=asked.image, routing=asked.said
+    )
+    return {"rois": rois, "checks": checks}
+
+
+def _answer(found: _Found, sample: SampleRows) -> Answer:
+    said = None if found.upright is None else found.said
+    return Answer(found.expert, _rows(found, sample), None if said else found.said, found.hu, said)
 
 
 def _found(experts: tuple[Expert, ...], image: Mapping[str, Any], volumes: Volumes) -> list[_Found]:
-    """What the experts say of the slice's scan; kept until a slice of another scan comes."""
-    volume = image["volume_id"]
-    if volume not in volumes.kept:
+    """What the experts say of the slice's scan; kept until a slice of another scan, or one for others, comes."""
+    asked = " ".join([image["volume_id"], *(expert.name for expert in experts)])
+    if asked not in volumes.kept:
         volumes.kept.clear()
-        volumes.kept[volume] = list(_asked(experts, image, volumes))
-    found: list[_Found] = volumes.kept[volume]
+        volumes.kept[asked] = list(_asked(experts, image, volumes))
+    found: list[_Found] = volumes.kept[asked]
     return found
 
 
@@ -99,7 +126,7 @@ def _asked(experts: tuple[Expert, ...], image: Mapping[str, Any], volumes: Volum
         if reason is None and expert.card.value_space == "HU" and "not_hounsfield" in flags:
             reason = "the values are no Hounsfield units"
         if reason:
-            yield _Found(expert, None, None, f"{expert.name}: {reason}")
+            yield _Found(expert, None, None, reason)
             continue
         try:
             scan = scan or volumes.open(volumes.rows[image["volume_id"]])
@@ -112,16 +139,25 @@ def _asked(experts: tuple[Expert, ...], image: Mapping[str, Any], volumes: Volum
 
 def _looked(expert: Expert, scan: Scan | ItemError) -> _Found:
     if isinstance(scan, ItemError):
-        return _Found(expert, None, None, f"{expert.name}: the scan cannot be opened: {scan}")
+        return _Found(expert, None, None, f"the scan cannot be opened: {scan}")
     try:
         structures = tuple(expert.module.segment(scan, expert.params))
     except Transient:
         raise
     except ItemError as error:
-        return _Found(expert, None, None, f"{expert.name}: {error}")
+        return _Found(expert, None, None, str(error))
+    except MemoryError:
+        return _Found(expert, None, None, OUT_OF_MEMORY)
     bare = replace(scan, labels=None, masks={}, structures=structures)
-    said = f"{expert.name}: found {len(structures)} structures in the scan"
-    return _Found(expert, canonical(bare), scan.affine, said)
+    said = f"found {len(structures)} structures in the scan" if structures else "found nothing in the scan"
+    hu = {s.label: _mean(scan, s) for s in structures} if expert.card.value_space == "HU" else {}
+    return _Found(expert, canonical(bare), scan.affine, said, hu)
+
+
+def _mean(scan: Scan, structure: Structure) -> float:
+    """Mean of the scan's values in a structure."""
+    window = tuple(slice(at, at + n) for at, n in zip(structure.corner, structure.mask.shape, strict=True))
+    return round(float(np.mean(scan.values[window][structure.mask], dtype=np.float64)), 1)
 
 
 def _rows(found: _Found, sample: SampleRows) -> list[dict[str, Any]]:

@@ -24,21 +24,30 @@ Relation (`relation`): see its docstring.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from catalog.masks import decode_mask, encode_mask
+from catalog.masks import Runs, area_of, code_of, common_area, decode_mask, encode_mask, runs_of, runs_of_labels
 from infra.errors import Terminal
 from infra.keys import key
 from transforms.decoded import Region
 
+__all__ = [
+    "RELATIONS", "decode_mask", "encode_mask", "patient_side", "position", "relation", "relations", "roi_row",
+    "rows_of_labelmap", "scaled", "scaled_size",
+]
+
 Row = Mapping[str, Any]
 
-RELATIONS = ("inside", "contains", "overlaps", "left of", "right of", "above", "below")
-"""Every word that `relation` may answer; directions are those of the image."""
+RELATIONS = ("inside", "contains", "overlaps", "left of", "right of", "above", "below", "touching")
+"""Every word for a relation; directions are those of the image. `relation` answers all but the last, which facts say of
+a pair without another word whose measured outlines have no gap."""
 
 MIDLINE = 0.1
 """Share of the image's width within which a centre counts as on the midline."""
@@ -58,12 +67,47 @@ def roi_row(
     caller leaves it out; an empty region is an answer, not an error. Raises Terminal BOX_NOT_FINITE for a box of NaN
     or infinity, ValueError for a mask of another size or a region with neither mask nor box.
     """
+    if region.mask is not None:
+        if region.mask.shape != size:
+            raise ValueError(f"region {region.label!r}: mask is {region.mask.shape}, the image is {size}")
+        rows = _rows(sample_id, [region], runs_of(region.mask), expert, origin, trust, weights_sha256)
+        return rows[0] if rows else None
     box = _box(region, size)
     if box is None:
         return None
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return _row(sample_id, region, box, None, area, size, expert, origin, trust, weights_sha256)
+
+
+def rows_of_labelmap(
+    sample_id: str, labels: npt.NDArray[Any], regions: Mapping[int, Region], *, expert: str, origin: str, trust: str,
+    weights_sha256: str | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of all regions of a (height, width) map of integers, as `roi_row` would make each, in one pass.
+
+    `regions` says what a value stands for; a Region without a mask. Values that it does not name, such as 0, are
+    background; values that the map does not hold give no row. Rows come in rising order of value.
+    """
+    values, runs = runs_of_labels(labels, list(regions))
+    return _rows(sample_id, [regions[value] for value in values], runs, expert, origin, trust, weights_sha256)
+
+
+def _rows(
+    sample_id: str, regions: Sequence[Region], runs: Runs, expert: str, origin: str, trust: str, weights: str | None
+) -> list[dict[str, Any]]:
+    """A row for each mask of the runs; none where there is none."""
+    found = zip(regions, runs.boxes(), runs.codes(), runs.areas(), strict=False)  # an empty mask has no runs
+    return [
+        _row(sample_id, region, box, mask, area, runs.size, expert, origin, trust, weights)
+        for region, box, mask, area in found
+    ]
+
+
+def _row(
+    sample_id: str, region: Region, box: list[int], mask: dict[str, Any] | None, area: int, size: tuple[int, int],
+    expert: str, origin: str, trust: str, weights: str | None,
+) -> dict[str, Any]:
     height, width = size
-    mask = None if region.mask is None else encode_mask(region.mask)
-    area = (box[2] - box[0]) * (box[3] - box[1]) if region.mask is None else int(region.mask.sum())
     return {
         "sample_id": sample_id,
         "roi_id": key(sample_id, region.label, box, mask, expert),
@@ -76,21 +120,15 @@ def roi_row(
         "position": position(*_centre(box), width, height),
         "score": region.score,
         "expert": expert,
-        "expert_weights_sha256": weights_sha256,
+        "expert_weights_sha256": weights,
         "origin": origin,
         "trust": trust,
     }
 
 
 def _box(region: Region, size: tuple[int, int]) -> list[int] | None:
+    """The pixels that a box touches."""
     height, width = size
-    if region.mask is not None:
-        if region.mask.shape != size:
-            raise ValueError(f"region {region.label!r}: mask is {region.mask.shape}, the image is {size}")
-        rows, columns = np.flatnonzero(region.mask.any(axis=1)), np.flatnonzero(region.mask.any(axis=0))
-        if not rows.size:
-            return None
-        return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
     if region.box is None:
         raise ValueError(f"region {region.label!r} has neither a mask nor a box")
     if not all(map(math.isfinite, region.box)):
@@ -170,16 +208,49 @@ def relation(a: Row, b: Row) -> str | None:
     apart (columns where equal), but only where neither centre lies within the extent of the other box on that axis:
     tissues that run through each other have no direction.
     """
-    area_a, area_b = _area(a), _area(b)
-    common = _common(a, b) / min(area_a, area_b)
-    if common >= INSIDE and area_a != area_b:
-        return "inside" if area_a < area_b else "contains"
-    if common >= OVERLAP:
-        return "overlaps"
-    (ax, ay), (bx, by) = _centre(a["box"]), _centre(b["box"])
+    return _relation(_Placed(a), _Placed(b))
+
+
+def relations(rows: Sequence[Row]) -> list[tuple[int, int, str]]:
+    """The relation of each pair of regions of one sample: index of a, of b (a before b), the word. Pairs of which no
+    word is true are left out.
+
+    As `relation` of each pair, but each mask is looked into once.
+    """
+    placed = [_Placed(row) for row in rows]
+    found = ((i, j, _relation(placed[i], placed[j])) for i, j in combinations(range(len(placed)), 2))
+    return [(i, j, words) for i, j, words in found if words is not None]
+
+
+class _Placed:
+    """A region as relations see it."""
+
+    def __init__(self, row: Row) -> None:
+        self.box: list[int] = row["box"]
+        self.code = None if row["mask"] is None else code_of(row["mask"])
+        self.mask = row["mask"]
+
+    @cached_property
+    def area(self) -> int:
+        x0, y0, x1, y1 = self.box
+        return (x1 - x0) * (y1 - y0) if self.code is None else area_of(self.code)
+
+
+def _relation(a: _Placed, b: _Placed) -> str | None:
+    if shared := _shared(a.box, b.box):
+        area_a, area_b = a.area, b.area
+        least = min(area_a, area_b)
+        x0, y0, x1, y1 = shared
+        # what two boxes have in common bounds what their masks have
+        common = _common(a, b, shared) / least if (x1 - x0) * (y1 - y0) >= OVERLAP * least else 0
+        if common >= INSIDE and area_a != area_b:
+            return "inside" if area_a < area_b else "contains"
+        if common >= OVERLAP:
+            return "overlaps"
+    (ax, ay), (bx, by) = _centre(a.box), _centre(b.box)
     dx, dy = ax - bx, ay - by
     axis = 0 if abs(dx) >= abs(dy) else 1
-    if _within((ax, ay)[axis], b["box"], axis) or _within((bx, by)[axis], a["box"], axis):
+    if _within((ax, ay)[axis], b.box, axis) or _within((bx, by)[axis], a.box, axis):
         return None
     if axis == 0:
         return "left of" if dx < 0 else "right of"
@@ -194,20 +265,16 @@ def _centre(box: list[int]) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
-def _area(row: Row) -> int:
-    if row["mask"] is not None:
-        return int(decode_mask(row["mask"]).sum())
-    x0, y0, x1, y1 = row["box"]
-    return int((x1 - x0) * (y1 - y0))
+def _shared(a: list[int], b: list[int]) -> list[int] | None:
+    """What two boxes have in common."""
+    x0, y0, x1, y1 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    return [x0, y0, x1, y1] if x0 < x1 and y0 < y1 else None
 
 
-def _common(a: Row, b: Row) -> int:
-    x0, y0 = max(a["box"][0], b["box"][0]), max(a["box"][1], b["box"][1])
-    x1, y1 = min(a["box"][2], b["box"][2]), min(a["box"][3], b["box"][3])
-    if x0 >= x1 or y0 >= y1:
-        return 0
-    both = np.ones((y1 - y0, x1 - x0), bool)
-    for row in (a, b):
-        if row["mask"] is not None:
-            both &= decode_mask(row["mask"])[y0:y1, x0:x1]
-    return int(both.sum())
+def _common(a: _Placed, b: _Placed, shared: list[int]) -> int:
+    """Pixels that two regions have in common, whose boxes share a box."""
+    if a.code is not None and b.code is not None:
+        return common_area(a.code, b.code)
+    if a.mask is not None or b.mask is not None:
+        return int(np.count_nonzero(decode_mask(a.mask or b.mask, shared)))
+    return (shared[2] - shared[0]) * (shared[3] - shared[1])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from pydantic import BaseModel, ConfigDict
 
 from catalog.schema import LAYERS
 from infra.errors import ItemError, Transient
+from infra.inflight import in_order
 from infra.keys import key
 from transforms.decoded import Pixels
 
@@ -189,22 +191,32 @@ class RowStage:
     open: Callable[[], Any] | None
     attempts: int
     volumes: bool = False
+    concurrency: int = 1
 
     def __call__(self, tables: Mapping[str, pa.Table], state: Any) -> Outcome:
         others = {layer: _by_sample(tables[layer]) for layer in self.reads if layer != "images"}
         made: dict[str, list[dict[str, Any]]] = {layer: [] for layer in self.writes}
         kept, rejects = [], []
-        for image in tables["images"].to_pylist():
-            sample = SampleRows(image, {name: rows.get(image["sample_id"], []) for name, rows in others.items()})
-            try:
-                rows = self._retried(sample, state)
-            except ItemError as error:
-                rejects.append(Reject(sample.id, error))
+        samples = (
+            SampleRows(image, {name: rows.get(image["sample_id"], []) for name, rows in others.items()})
+            for image in tables["images"].to_pylist()
+        )
+        work = partial(self._rows_or_error, state=state)
+        alone = self.concurrency == 1
+        for sample_id, rows in map(work, samples) if alone else in_order(work, samples, self.concurrency):
+            if isinstance(rows, ItemError):
+                rejects.append(Reject(sample_id, rows))
                 continue
             for layer, new in rows.items():
-                made[layer].extend({"sample_id": sample.id, **r} for r in new)
-            kept.append(sample.id)
+                made[layer].extend({"sample_id": sample_id, **r} for r in new)
+            kept.append(sample_id)
         return Outcome({name: LAYERS[name].table(rows) for name, rows in made.items()}, kept, rejects)
+
+    def _rows_or_error(self, sample: SampleRows, state: Any) -> tuple[str, Rows | ItemError]:
+        try:
+            return sample.id, self._retried(sample, state)
+        except ItemError as error:
+            return sample.id, error
 
     def _retried(self, sample: SampleRows, state: Any) -> Rows:
         for attempt in stamina.retry_context(on=Transient, attempts=self.attempts, timeout=None):
@@ -227,11 +239,16 @@ def each_sample(
     open: Callable[[], Any] | None = None,
     attempts: int = 3,
     volumes: bool = False,
+    concurrency: int = 1,
 ) -> Stage:
-    """Lift `row(sample, state)` to a stage. `state` is what `open` returned, a `Volumes`, or None."""
+    """Lift `row(sample, state)` to a stage. `state` is what `open` returned, a `Volumes`, or None.
+
+    `concurrency` samples are worked on at once, in threads, for a row that waits for a server; the row and its state
+    must bear that. Rows and rejects are written in the order of the samples all the same.
+    """
     return RowStage(
         name, version, reads, writes, row, params or NoParams(), ingredients or {}, pixels,
-        resources or Resources(), open, attempts, volumes,
+        resources or Resources(), open, attempts, volumes, concurrency,
     )
 
 

@@ -1,71 +1,105 @@
-"""Stage: five rule checks on every text that was not the source's own; no model, the same verdict every time.
+"""Stage: every text that was not the source's own is taken apart into claims, and each is held against the rows.
 
 The invariant: a verdict is "fail" only where the text contradicts or lacks a row, "unknown" where the rows cannot tell.
-Nothing is dropped: verdicts are stored, filtering happens at query time.
+Nothing is dropped: verdicts are stored, filtering happens at query time. Rules need no model and give the same verdict
+every time; a judge model may add its own, and takes none of theirs back.
 
+    support      value: the share of its claims that rows bear out (transforms/claims/grade.py), 0 where something is
+                 wrong with the whole text; passes at 1 only; unknown where it claims nothing that can be judged
+    claim/01 …   one a claim: pass where a row bears it out, fail where one says otherwise, unknown where none does;
+                 detail: the claim, as JSON (kind, text, verdict, reason, evidence)
+    problem/01 … what is wrong with the whole text: leaks its prompt, obeys an order, holds an identifier, copies a
+                 passage, is in another language; always fail
     evidence     every id it cites, and every region it speaks of, is a row of this sample (value: share that is)
     modality     the modality words in it agree with images.modality (words: vocabulary.yaml)
     laterality   its left and right agree with the sides of its regions, of all regions where it speaks of none
     numbers      every number in it stands in the facts, or counts regions, or is a share of the image (value: share)
     leak_phrase  it does not talk about its prompt (phrases: leak_phrases.yaml)
+    judge        where a judge is set: what a model says of it (value: share of its claims that it finds supported)
+
+So the texts to train on, and what is wrong with the others:
+
+    SELECT t.* FROM texts t JOIN checks c USING (sample_id, text_id) WHERE c."check" = 'support' AND c.value = 1
+    SELECT detail FROM checks WHERE "check" LIKE 'claim/%' AND verdict <> 'pass'
 
 `knowledge` texts are about a subject and not about this image, a `question` may name what is not there: for both only
-evidence and leak_phrase are checked. Numbers count in digits only. "left" and "right" inside a region's own label (left
-ventricle) or a label of the sample are names, not statements, and are not judged; "left of the image" and "image left"
-are directions of the image, judged against the place of the region.
+support, evidence and leak_phrase are checked. In modality, laterality and numbers, numbers count in digits only. "left"
+and "right" inside a region's own label (left ventricle) or a label of the sample are names, not statements; "left of
+the image" and "image left" are directions of the image, judged against the place of the region.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from infra.keys import key
+from transforms.claims import ingredients
+from transforms.claims.form import Grade
+from transforms.claims.grade import grade_by
+from transforms.claims.judge import Judge, JudgeParams, open_judge, prompt_hash
+from transforms.claims.known import Known
+from transforms.claims.lexicon import lexicon
+from transforms.claims.problems import leak
 from transforms.facts import Facts, RegionFact, facts_of, of_source
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 from transforms.vocabulary import FILE as VOCABULARY
 from transforms.vocabulary import named_modalities, table
 
 NAME = "verify"
-VERSION = "1"
+VERSION = "2"
 REQUIRES: Mapping[str, str] = {}
 READS = ("images", "labels", "rois", "measures", "passages", "texts")
 LEAK_PHRASES = Path(__file__).with_name("leak_phrases.yaml")
-ABOUT_NO_IMAGE = frozenset({"knowledge", "question"})
+ABOUT_NO_IMAGE = frozenset({"knowledge", "question", "choices"})
+VERDICTS = {"supported": "pass", "refuted": "fail", "unsupported": "unknown"}
 
 Verdict = tuple[str, float | None, str | None]
 """verdict, value, detail"""
 
 
 class Params(BaseModel):
-    """The checks have no parameters: filter on their verdicts instead."""
+    """What a recipe may set. The rules have no parameters: filter on their verdicts instead."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    claims: bool = Field(True, description="store a row for every claim, not only the share of those that hold")
+    judge: JudgeParams | None = Field(None, description="a language model that judges every text too; null: none")
+
 
 def make_stage(params: Params, context: Context) -> Stage:
-    """The stage."""
+    """The stage. Raises ConfigError where a judge is named that cannot be asked."""
     data = {path.name: key(path.read_text(encoding="utf-8")) for path in (VOCABULARY, LEAK_PHRASES)}
+    data |= ingredients()
+    if params.judge:
+        data["judge.md"] = prompt_hash()
     return each_sample(
-        NAME, VERSION, reads=READS, writes=("checks",), row=_verified, params=params, ingredients=data, pixels=False
+        NAME, VERSION, reads=READS, writes=("checks",), row=partial(_verified, params.claims), params=params,
+        ingredients=data, pixels=False, open=partial(open_judge, params.judge, context) if params.judge else None,
+        attempts=1 if params.judge else 3,
     )
 
 
-def _verified(sample: SampleRows, state: None) -> Rows:
+def _verified(claims: bool, sample: SampleRows, judge: Judge | None) -> Rows:
     facts = facts_of(sample)
+    known = Known(facts, sample, lexicon())
     written = [row for row in sample.rows("texts") if not of_source(row)]
-    return {"checks": [check for text in written for check in _checks(text, facts, sample)]}
+    return {"checks": [check for text in written for check in _checks(text, known, sample, claims, judge)]}
 
 
-def _checks(text: Mapping[str, Any], facts: Facts, sample: SampleRows) -> Iterator[dict[str, Any]]:
+def _checks(
+    text: Mapping[str, Any], known: Known, sample: SampleRows, claims: bool, judge: Judge | None
+) -> Iterator[dict[str, Any]]:
+    facts, grade = known.facts, grade_by(text, known)
     verdicts: dict[str, Callable[[], Verdict]] = {
+        "support": lambda: _support(grade),
         "evidence": lambda: check_evidence(text, sample),
         "leak_phrase": lambda: check_leak_phrase(text["text"]),
     }
@@ -75,12 +109,29 @@ def _checks(text: Mapping[str, Any], facts: Facts, sample: SampleRows) -> Iterat
             "laterality": lambda: check_laterality(text, facts),
             "numbers": lambda: check_numbers(text, facts),
         }
-    for name, judge in verdicts.items():
-        verdict, value, detail = judge()
+    for n, problem in enumerate(grade.problems, start=1):
+        verdicts[f"problem/{n:02}"] = partial(_said, "fail", problem)
+    for n, claim in enumerate(grade.claims if claims else (), start=1):
+        told = {name: value for name, value in vars(claim).items() if value not in (None, ())}
+        verdicts[f"claim/{n:02}"] = partial(_said, VERDICTS[claim.verdict], json.dumps(told, ensure_ascii=False))
+    if judge is not None:
+        verdicts["judge"] = lambda: judge(text, facts, sample)
+    for name, judged in verdicts.items():
+        verdict, value, detail = judged()
         yield {
             "text_id": text["text_id"], "check": name, "version": VERSION, "value": value, "verdict": verdict,
             "detail": detail,
         }
+
+
+def _said(verdict: str, detail: str) -> Verdict:
+    return verdict, None, detail
+
+
+def _support(grade: Grade) -> Verdict:
+    if grade.support is None:
+        return "unknown", None, "claims nothing that the rules can judge"
+    return "pass" if grade.support == 1 else "fail", grade.support, "; ".join(grade.reasons)[:1000] or None
 
 
 def check_evidence(text: Mapping[str, Any], sample: SampleRows) -> Verdict:
@@ -194,8 +245,15 @@ def _plain_numbers(facts: Facts, evidence: Iterable[str]) -> set[float]:
     shown = [region.label for region in facts.regions if region.role != "body"]
     numbers = [facts.width, facts.height, facts.slice_index, *(facts.window or ()), *(facts.pixel_spacing or ())]
     numbers += [len(shown), *Counter(shown).values()]
+    numbers += _measured(facts)
     stated = {float(n.replace(",", "")) for w in words if w for n in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", w)}
     return stated | {abs(float(number)) for number in numbers if number is not None}
+
+
+def _measured(facts: Facts) -> list[float]:
+    """The numbers of measures, and those in their words."""
+    told = [float(n) for fact in facts.measures for n in re.findall(r"\d+(?:\.\d+)?", fact.words or "")]
+    return [*told, *(float(f"{fact.value:.{places}f}") for fact in facts.measures for places in (0, 1, 2))]
 
 
 def _shares(facts: Facts) -> list[float]:
@@ -212,13 +270,7 @@ def _rounds_to(share: float, number: str) -> bool:
     return abs(share - float(number)) <= 0.5 * 10**-decimals + 1e-9 or (number == "0.1" and share < 0.1)
 
 
-@cache
-def _leaks() -> re.Pattern[str]:
-    phrases: list[str] = yaml.safe_load(LEAK_PHRASES.read_text(encoding="utf-8"))
-    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, phrases))})(?!\w)", re.IGNORECASE)
-
-
 def check_leak_phrase(text: str) -> Verdict:
     """Whether it talks about its prompt."""
-    found = _leaks().search(" ".join(text.replace("’", "'").split()))
-    return ("fail", None, f"says {found[1]!r}") if found else ("pass", None, None)
+    found = leak(text)
+    return ("fail", None, f"says {found!r}") if found else ("pass", None, None)

@@ -95,3 +95,13 @@ _SPOKEN = frozenset({"PET", "SPECT", "FLAIR"})
 def listed(things: Sequence[str]) -> str:
     """Things in a row, as in a sentence: "a", "a and b", "a, b and c"."""
     return things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
+
+
+def modality_spans(text: str) -> list[tuple[int, int, frozenset[str]]]:
+    """Where modality words stand in a text, in order: start, end, and the codes each may mean."""
+    pattern, codes = _spotter()
+    found = []
+    for match in pattern.finditer(text):
+        word = match.group(1)
+        found.append((*match.span(), codes[word] if word in codes else codes[word.lower()]))
+    return found

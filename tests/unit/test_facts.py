@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from transforms.decoded import Region
-from transforms.facts import as_json, evidence, facts_of, percent
+from transforms.facts import as_json, evidence, extent, facts_of, percent
 from transforms.regions import roi_row
 from transforms.stage import SampleRows
 from transforms.vocabulary import article, listed, modality, named_modalities, phrase, table
@@ -20,9 +20,10 @@ def roi(label, y, x, role="organ", trust="boundary", origin="given"):
     return roi_row("s", Region(label, role, mask=mask), SIZE, expert="source", origin=origin, trust=trust)
 
 
-def sample(rois=(), labels=(), passages=(), texts=(), **image):
+def sample(rois=(), labels=(), passages=(), texts=(), measures=(), **image):
     image = {"sample_id": "s", "width": 100, "height": 100, "modality": None, **image}
-    return SampleRows(image, {"rois": rois, "labels": labels, "measures": [], "passages": passages, "texts": texts})
+    rows = {"rois": rois, "labels": labels, "measures": measures, "passages": passages, "texts": texts}
+    return SampleRows(image, rows)
 
 
 def test_nothing_known_is_an_empty_record():
@@ -125,3 +126,73 @@ def test_modality_words_are_whole_words():
     assert modality(None) is None
     for entry in table().values():
         assert entry.code in {code for codes in named_modalities(entry.image).values() for code in codes}, entry.code
+
+
+def measure(name, roi, other=None, value=1.0, unit=None, words=None):
+    return {"measure_id": f"{name}-{roi['roi_id']}", "roi_id": roi["roi_id"], "name": name, "value": value,
+            "other_roi_id": None if other is None else other["roi_id"], "unit": unit, "words": words}
+
+
+def test_what_was_measured_is_said_with_its_evidence():
+    liver, cyst = roi("liver", (10, 60), (10, 50)), roi("cyst", (20, 30), (20, 30), "lesion")
+    rows = [
+        measure("long_axis_mm", cyst, value=12.0, unit="mm", words="about 12 by 10 mm"),
+        measure("contrast", cyst, value=-30, unit="grey", words="darker than its surroundings"),
+        measure("median_at_most", cyst, value=-139, unit="HU", words="a median of at most -139 HU"),
+        measure("texture", cyst, value=20, unit="grey"), measure("area", cyst, value=100, unit="px"),
+        measure("distance_mm", cyst, liver, 0, "mm"), measure("common", cyst, liver, 100, "%"),
+    ]
+    facts = facts_of(sample([liver, cyst], measures=rows))
+    fact = facts.region(cyst["roi_id"])
+    assert (fact.size, fact.brightness, fact.texture) == ("about 12 by 10 mm", "darker than its surroundings", None)
+    assert fact.intensity == "a median of at most -139 HU"
+    assert fact.measure("contrast").evidence == f"measure:contrast-{cyst['roi_id']}"
+    assert (fact.extent, fact.percent) == ("a part of the image", "1.0%")
+    assert {m.name for m in facts.measures} == {row["name"] for row in rows}
+    told = next(region for region in as_json(facts)["regions"] if region["label"] == "cyst")
+    assert [m["name"] for m in told["measured"]] == ["long_axis", "median_at_most", "contrast"]
+    assert told["measured"][0] == {
+        "id": f"measure:long_axis_mm-{cyst['roi_id']}", "name": "long_axis", "says": "about 12 by 10 mm",
+    }
+    assert "measured" not in next(region for region in as_json(facts)["regions"] if region["label"] == "liver")
+    assert evidence(facts, ["measure:m"]) == ["measure:m"]
+
+
+def test_pairs_touch_only_where_that_was_measured():
+    ring = np.zeros(SIZE, bool)
+    ring[10:60, 10:60] = True
+    ring[20:50, 20:50] = False
+    around = roi_row("s", Region("ring", "organ", mask=ring), SIZE, expert="source", origin="given", trust="boundary")
+    core = roi("core", (20, 50), (20, 50))
+    assert facts_of(sample([around, core])).relations == ()
+    rows = [measure("distance", core, around, 0.0, "px", "touching")]
+    (fact,) = facts_of(sample([around, core], measures=rows)).relations
+    assert (fact.words, fact.distance, fact.touching) == ("touching", "touching", True)
+    apart = [measure("distance", core, around, 3.0, "px", "about 3 pixels apart")]
+    assert facts_of(sample([around, core], measures=apart)).relations == ()
+
+
+def test_measured_pairs_beyond_the_relations_are_neighbours():
+    rois = [roi("liver", (10, 60), (10, 50)), roi("spleen", (20, 40), (70, 90)), roi("dot", (90, 92), (94, 96))]
+    rows = [measure("distance", rois[2], rois[1], 50.2, "px", "about 50 pixels apart")]
+    facts = facts_of(sample(rois, measures=rows), relations_among=2)
+    assert [r.words for r in facts.relations] == ["right of"]
+    (fact,) = facts.neighbours
+    assert (fact.a, fact.words, fact.distance) == (rois[2]["roi_id"], "below", "about 50 pixels apart")
+
+
+def test_a_group_says_what_is_true_of_all():
+    cells = [roi("cell", (10 * n, 10 * n + 5), (0, 5), "cell") for n in range(7)]
+    dark = [measure("contrast", c, words="darker than its surroundings") for c in cells]
+    (group,) = facts_of(sample(cells, measures=dark)).groups
+    assert (group.brightness, group.texture) == ("darker than its surroundings", None)
+    (group,) = facts_of(sample(cells, measures=dark[1:])).groups
+    assert group.brightness is None
+
+
+@pytest.mark.parametrize(
+    ("fraction", "words"),
+    [(0.0009, "a tiny part"), (0.001, "a small part"), (0.01, "a part"), (0.1, "a large part"), (0.5, "most")],
+)
+def test_extents(fraction, words):
+    assert extent(fraction) == f"{words} of the image"

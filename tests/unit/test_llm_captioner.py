@@ -71,7 +71,7 @@ def server() -> Iterator[FaultServer]:
 
 
 def captions(base_url: str, home: Path, shown: SampleRows, policies: dict | None = None, **settings: object) -> list:
-    params = llm.Params(base_url=base_url, **{"model": "m", "attempts": 1, **settings})
+    params = llm.Params(base_url=base_url, **{"model": "m", "attempts": 1, "parts": False, "repair": 0, **settings})
     captioner = llm.open_captioner(params, Context(home, policies or {}))
     with closing(captioner):
         return captioner(facts_of(shown), shown)
@@ -106,7 +106,7 @@ def test_the_rows_fit_the_layer_and_name_their_evidence(tmp_path, server):
     assert rows[1]["evidence"] == [f"roi:{liver}"]
     assert [r.get("tokens_in") for r in rows] == [10, None, None, None]
     assert rows[0]["cost_usd"] == pytest.approx(2e-5)
-    assert {r["generator"] for r in rows} == {"llm@1"} and len({r["request_sha256"] for r in rows}) == 1
+    assert {r["generator"] for r in rows} == {"llm@2"} and len({r["request_sha256"] for r in rows}) == 1
     table = LAYERS["texts"].table({"sample_id": "s1", "text_id": str(n), **r} for n, r in enumerate(rows))
     assert table.num_rows == 4
 
@@ -239,7 +239,8 @@ def test_only_what_changes_a_caption_enters_the_key(tmp_path):
     own = tmp_path / "own.md"
     own.write_text("Write.")
     mine = llm.ingredients(llm.Params(base_url="http://h/v1", model="m", prompt=str(own)))
-    assert mine != llm.ingredients(base) and set(mine) == {"prompt"}
+    assert mine["prompt"] != llm.ingredients(base)["prompt"] and set(mine) == {"prompt", "grade", "repair_prompt"}
+    assert set(llm.ingredients(base.model_copy(update={"repair": 0}))) == {"prompt"}
     for name in ("defualt", "../default", "/etc/nothing.md"):
         with pytest.raises(ConfigError):
             llm.ingredients(llm.Params(base_url="http://h/v1", model="m", prompt=name))
@@ -247,7 +248,7 @@ def test_only_what_changes_a_caption_enters_the_key(tmp_path):
 
 def test_the_caption_stage_runs_it_and_rejects_only_the_sample_that_failed(tmp_path, server):
     server.replies = [chat(json.dumps(SAID)), chat(None, refusal="No."), chat(json.dumps(SAID))]
-    options = {"base_url": server.base_url, "model": "m", "sees_images": True}
+    options = {"base_url": server.base_url, "model": "m", "sees_images": True, "parts": False, "repair": 0}
     stage = caption.make_stage(caption.Params(captioner="llm", options=options), Context(tmp_path))
     assert stage.pixels and "127.0.0.1" not in json.dumps([stage.params.model_dump(), dict(stage.ingredients)])
     names = ("s1", "s2", "s3")

@@ -1,8 +1,11 @@
 """Regions: boxes, codes, places, sides and relations follow the published rules."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
+from catalog.masks import area_of, code_of, common_area, runs_of_labels
 from catalog.schema import LAYERS
 from infra.errors import Terminal
 from transforms.decoded import Region
@@ -13,7 +16,9 @@ from transforms.regions import (
     patient_side,
     position,
     relation,
+    relations,
     roi_row,
+    rows_of_labelmap,
     scaled,
     scaled_size,
 )
@@ -140,3 +145,108 @@ def test_relations_use_masks_where_boxes_would_mislead():
     assert relation(row(core), around) is None
     box = row(Region("mark", "lesion", box=(1, 1, 4, 4)))
     assert relation(box, around) == "inside"
+
+
+def by_pycocotools(mask):
+    from pycocotools import mask as coco
+
+    return {"size": list(mask.shape), "counts": coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()}
+
+
+def random_masks():
+    """Speckle and blocks of every density, empty, full, one pixel, one row, one column, and runs longer than 2^15."""
+    rng = np.random.default_rng(7)
+    for number in range(400):
+        height, width = rng.integers(1, 40, 2)
+        mask = rng.random((height, width)) < rng.random()
+        yield np.kron(mask, np.ones((5, 7), bool)) if number % 3 == 0 else mask
+    for size in ((1, 1), (1, 9), (9, 1), (400, 300)):
+        yield np.zeros(size, bool)
+        yield np.ones(size, bool)
+        for place in ((0, 0), (-1, -1), (0, -1), (-1, 0)):
+            one = np.zeros(size, bool)
+            one[place] = True
+            yield one
+            yield ~one
+
+
+def test_codes_are_those_of_pycocotools_byte_for_byte():
+    for mask in random_masks():
+        code = encode_mask(mask)
+        assert code == by_pycocotools(mask)
+        assert np.array_equal(decode_mask(code), mask)
+        assert area_of(code_of(code)) == mask.sum()
+        assert encode_mask(np.asfortranarray(mask)) == code
+
+
+def test_a_mask_can_be_decoded_in_a_box():
+    for mask in random_masks():
+        height, width = mask.shape
+        for x0, y0, x1, y1 in ((0, 0, width, height), (width // 3, height // 3, width, height), (0, 0, 1, height)):
+            cut = decode_mask(encode_mask(mask), (x0, y0, x1, y1))
+            assert np.array_equal(cut, mask[y0:y1, x0:x1]) and cut.flags.c_contiguous
+
+
+def test_broken_codes_are_refused():
+    for counts in ("", "P"):
+        with pytest.raises(ValueError, match="run-length"):
+            decode_mask({"size": [2, 2], "counts": counts})
+    with pytest.raises(ValueError, match="of 9 pixels"):
+        decode_mask({"size": [2, 2], "counts": encode_mask(np.ones((3, 3), bool))["counts"]})
+
+
+def test_common_area_is_that_of_the_masks():
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        a, b = (rng.random((20, 30)) < rng.random() for _ in range(2))
+        assert common_area(code_of(encode_mask(a)), code_of(encode_mask(b))) == (a & b).sum()
+
+
+def random_label_maps():
+    rng = np.random.default_rng(11)
+    for dtype in (np.uint8, np.int16, np.int32, np.int64):
+        for number in range(40):
+            labels = rng.integers(0, 6, rng.integers(1, 30, 2)).astype(dtype)
+            yield np.kron(labels, np.ones((4, 3), dtype)) if number % 2 else labels
+        yield np.zeros((5, 7), dtype)
+        yield np.full((5, 7), 3, dtype)
+        lone = np.zeros((5, 7), dtype)
+        lone[2, 6] = 5
+        yield lone
+
+
+def test_rows_of_a_label_map_are_those_of_its_masks():
+    names = {1: Region("liver", "organ", ontology_id="UBERON:0002107"), 3: Region("cyst", "lesion", score=0.5),
+             4: Region("liver", "organ"), 5: Region("spleen", "organ"), 99: Region("absent", "organ")}
+    how = {"expert": "e@1", "origin": "predicted", "trust": "box", "weights_sha256": "w"}
+    made = 0
+    for labels in random_label_maps():
+        single = [
+            roi_row("s", Region(r.label, r.role, labels == v, None, r.ontology_id, r.score), labels.shape, **how)
+            for v, r in names.items()
+        ]
+        found = rows_of_labelmap("s", labels, names, **how)
+        assert found == [row for row in single if row is not None]
+        assert LAYERS["rois"].table(found).num_rows == len(found)
+        made += len(found)
+    assert made > 400
+
+
+def test_values_that_nobody_names_are_background():
+    labels = np.array([[0, 1], [2, 2]])
+    assert rows_of_labelmap("s", labels, {}, expert="e", origin="predicted", trust="box") == []
+    values, runs = runs_of_labels(labels, [2, 7])
+    assert (values, runs.areas(), runs.boxes()) == ([2], [2], [[0, 1, 2, 2]])
+
+
+def test_relations_of_many_are_those_of_each_pair():
+    rng = np.random.default_rng(5)
+    rows = []
+    for number in range(14):
+        (y, x), (h, w) = rng.integers(0, 30, 2), rng.integers(2, 20, 2)
+        rows.append(row(masked(slice(y, y + h), slice(x, x + w), f"region {number}")))
+    rows.append(row(Region("box", "lesion", box=(3, 3, 20, 20))))
+    rows.append(row(Region("box", "lesion", box=(5, 5, 9, 9))))
+    told = [(i, j, relation(rows[i], rows[j])) for i, j in combinations(range(len(rows)), 2)]
+    assert relations(rows) == [found for found in told if found[2]]
+    assert {word for _, _, word in relations(rows)} == set(RELATIONS) - {"touching"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from catalog.schema import LAYERS
 from infra.errors import ConfigError
 from infra.plugins import plugins
+from infra.storage import resolve
 from transforms import retrieve
 from transforms.knowledge.base import build
+from transforms.knowledge.embedding import DEFAULT_MODEL
 from transforms.stage import Context, Outcome, SampleRows, Stage, fingerprint
 
 pytest.importorskip("sentence_transformers", reason="needs medloom[embed]")
@@ -95,7 +98,6 @@ def test_every_sample_is_kept_and_asks_for_what_is_known(context: Context) -> No
     assert rows["nothing"] == rows["strange"] == []
     for found in rows.values():
         assert [row["rank"] for row in found] == list(range(1, len(found) + 1))
-        assert [row["score"] for row in found] == sorted((row["score"] for row in found), reverse=True)
         assert all(row["score"] >= 0.3 and row["licence"] == "CC0-1.0" for row in found)
     assert rows["one"][0]["text"] == TEXTS["effusion"]
 
@@ -112,8 +114,79 @@ def test_parameters_limit_what_is_found(context: Context) -> None:
     assert [len(rows[id]) for id in SAMPLES] == [1, 1, 0, 1, 0]
     _, rows = run(stage_of(context, min_score=1), SAMPLES)
     assert not any(rows.values())
+    _, rows = run(stage_of(context, k=9, min_score=-1, drop=None, min_k=0), SAMPLES)
+    assert len(rows["one"]) == len(TEXTS)
+    cosines = [row["score"] for row in rows["one"]]
+    _, rows = run(stage_of(context, k=9, min_score=-1, drop=0.4, min_k=0), SAMPLES)
+    assert len(rows["one"]) == sum(score >= max(cosines) - 0.4 for score in cosines) < len(TEXTS)
+    _, rows = run(stage_of(context, k=9, min_score=-1, drop=0, min_k=3), SAMPLES)
+    assert len(rows["one"]) == 3
     _, rows = run(stage_of(context, ask=["rois"], k=9), SAMPLES)
     assert rows["one"] == rows["place"] == [] and {row["query"] for row in rows["two"]} == {"enlarged liver"}
+
+
+def test_the_firsts_of_all_queries_come_before_the_seconds(context: Context) -> None:
+    sample = {"labels": {"pleural effusion": "present", "enlarged liver": "present", "wrist fracture": "present"}}
+    _, rows = run(stage_of(context, k=3), {"s": sample})
+    assert {row["query"] for row in rows["s"]} == {"pleural effusion", "enlarged liver", "wrist fracture"}
+    _, rows = run(stage_of(context, k=4, mode="lexical", min_score=-1, drop=None), {"s": sample})
+    assert {row["passage_id"] for row in rows["s"][:3]} == {f"textfiles:{t}" for t in ("effusion", "liver", "radius")}
+
+
+def test_routes_say_where_a_query_is_searched(tmp_path: Path) -> None:
+    context = Context(tmp_path)
+    uses = []
+    for corpus, text in {"findings": "Pleural effusion: fluid.", "cells": "A cell of the pleural effusion."}.items():
+        (tmp_path / f"{corpus}.jsonl").write_text(json.dumps({"id": "1", "text": text}))
+        uses.append(("textfiles", {"path": str(tmp_path / f"{corpus}.jsonl"), "corpus": corpus}))
+    build(uses, context.knowledge, "small")
+    label = {"name": "pleural effusion", "value": "present"}
+    routes = [
+        {"name": "slides", "modality": ["SM"], "anatomy": ["Pleural fluid"], "corpora": ["cells"]},
+        {"name": "hpo", "ontology": ["HP"], "corpora": ["findings"]},
+    ]
+    stage = stage_of(context, routes=routes, min_score=-1, drop=None)
+    assert stage.open is not None
+    searcher = stage.open()
+
+    def found(modality: str | None, anatomy: str | None, id: str | None) -> list[tuple[str, str]]:
+        image = {"sample_id": "s", "modality": modality, "anatomy": anatomy}
+        sample = SampleRows(image, {"labels": [{**label, "ontology_id": id}], "rois": []})
+        return sorted((row["corpus"], row["query"]) for row in retrieve.passages_of(sample, searcher)["passages"])
+
+    assert found("SM", "PLEURAL_FLUID", "HP:0002202") == [("cells", "pleural effusion @slides")]
+    assert found("SM", None, "HP:0002202") == [("findings", "pleural effusion @hpo")]
+    assert found("SM", "brain", None) == [("cells", "pleural effusion"), ("findings", "pleural effusion")]
+    assert fingerprint(stage_of(context, routes=routes)) != fingerprint(stage_of(context))
+    with pytest.raises(ConfigError, match="no corpus hpo"):
+        stage_of(context, routes=[{"name": "a", "corpora": ["hpo"]}])
+    with pytest.raises(ConfigError, match="two routes are called 'a'"):
+        stage_of(context, routes=[{"name": "a", "corpora": ["cells"]}] * 2)
+
+
+def test_a_reranker_enters_the_key_by_its_contents(context: Context, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(DEFAULT_MODEL))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        num_labels=1, initializer_range=1.0,
+    )
+    for name in ("m", "other"):
+        BertForSequenceClassification(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    shutil.copytree(tmp_path / "m", tmp_path / "copy")
+    wide = {"k": 9, "min_score": -1, "drop": None}
+    stage = stage_of(context, reranker=str(tmp_path / "m"), **wide)
+    assert fingerprint(stage) == fingerprint(stage_of(context, reranker=str(tmp_path / "copy"), **wide))
+    plain = stage_of(context, **wide)
+    keys = {fingerprint(one) for one in (stage, plain, stage_of(context, reranker=str(tmp_path / "other"), **wide))}
+    assert len(keys) == 3
+    (ranked,), (before,) = (list(run(s, {"one": SAMPLES["one"]})[1].values()) for s in (stage, plain))
+    assert {row["passage_id"]: row["score"] for row in ranked} == {row["passage_id"]: row["score"] for row in before}
+    assert [row["passage_id"] for row in ranked] != [row["passage_id"] for row in before]
 
 
 def test_queries_are_asked_once_in_order() -> None:
@@ -122,8 +195,8 @@ def test_queries_are_asked_once_in_order() -> None:
     rois = [{"label": "kidney_left", "role": "organ"}, {"label": "Effusion", "role": "lesion"}]
     everything = ("labels", "rois", "anatomy")
     known = SampleRows(image, {"labels": labels, "rois": rois})
-    assert retrieve.queries(known, everything) == ["effusion", "left kidney"]
-    assert retrieve.queries(known, ("anatomy",)) == ["image of knee"]
+    assert [query.text for query in retrieve.queries(known, everything)] == ["effusion", "left kidney"]
+    assert [query.text for query in retrieve.queries(known, ("anatomy",))] == ["image of knee"]
     assert retrieve.queries(SampleRows(image | {"anatomy": None}, {"labels": [], "rois": []}), everything) == []
 
 

@@ -28,6 +28,9 @@ def tables(rois=(), labels=(), passages=(), texts=(), **image) -> dict[str, pa.T
     return {name: LAYERS[name].table(of) for name, of in rows.items()}
 
 
+WHOLE = {"options": {"parts": False}}
+
+
 def roi(label, y, x, role="organ", trust="boundary", origin="given", expert="source"):
     mask = np.zeros((100, 100), bool)
     mask[slice(*y), slice(*x)] = True
@@ -56,9 +59,9 @@ def said(given, kind="global", **params) -> list[str]:
 
 def test_nothing_is_said_that_is_not_known():
     assert captions(tables()) == []
-    (text,) = captions(tables(modality="CT"))
-    assert (text["text"], text["evidence"], text["roi_ids"]) == ("A CT image.", ["image:modality"], [])
-    assert (text["generator"], text["licence"], text["model"]) == ("template@1", "CC-BY-4.0", None)
+    (text,) = captions(tables(modality="CT"), **WHOLE)
+    assert (text["text"], text["evidence"], text["roi_ids"]) == ("This is a CT image.", ["image:modality"], [])
+    assert (text["generator"], text["licence"], text["model"]) == ("template@2", "CC-BY-4.0", None)
 
 
 def test_the_whole_image():
@@ -68,36 +71,39 @@ def test_the_whole_image():
                 label("sex", "F")],
     )
     assert said(given) == [
-        "A PA radiograph of the chest. The source labels it as effusion and nodule. The source states the absence of "
+        "This is a PA radiograph of the chest. The source labels the image as effusion and nodule. The source states "
+        "the absence of "
         "mass. The source is uncertain about edema. The source states that sex is F."
     ]
     assert captions(given)[0]["evidence"][:4] == ["image:view", "image:modality", "image:anatomy", "label:id-effusion"]
     assert said(tables(modality="MR", labels=[label("No Finding")])) == [
-        "An MR image. The source labels it as showing no finding."
+        "This is an MR image. The source labels the image as showing no finding."
     ]
 
 
 def test_regions_speak_of_the_patients_sides_where_they_are_known():
     liver = roi("liver", (10, 40), (10, 40))
     assert said(tables([liver], orientation="LP"), "region") == [
-        "Liver in the upper part of the image, toward the patient's right, covering 9.0% of the image."
+        "The liver lies in the upper part of the image, toward the patient's right, and covers 9.0% of the image."
     ]
-    assert said(tables([liver]), "region") == ["Liver in the upper left of the image, covering 9.0% of the image."]
+    plain = "The liver lies in the upper left of the image and covers 9.0% of the image."
+    assert said(tables([liver]), "region") == [plain]
     kidney = roi("kidney_left", (60, 99), (60, 99))
-    assert said(tables([kidney], orientation="LP"), "region")[0].startswith("Left kidney in the lower part")
+    assert said(tables([kidney], orientation="LP"), "region")[0].startswith("The left kidney lies in the lower part")
 
 
 def test_extent_is_told_of_believed_outlines_only():
     assert said(tables([roi("nodule", (10, 40), (10, 40), "lesion", "box")]), "region") == [
-        "Nodule in the upper left of the image."
+        "The nodule lies in the upper left of the image."
     ]
 
 
 @pytest.mark.parametrize(
     ("orientation", "words"),
-    [("LP", "Spleen to the patient's left of liver."), ("RP", "Spleen to the patient's right of liver."),
-     ("PI", "Spleen posterior to liver."), ("AF", "Spleen anterior to liver."),
-     (None, "Spleen right of liver in the image.")],
+    [("LP", "The spleen lies to the patient's left of the liver."),
+     ("RP", "The spleen lies to the patient's right of the liver."),
+     ("PI", "The spleen lies posterior to the liver."), ("AF", "The spleen lies anterior to the liver."),
+     (None, "The spleen lies to the right of the liver in the image.")],
 )
 def test_relations_are_turned_into_the_patient(orientation, words):
     rois = [roi("liver", (10, 60), (0, 40)), roi("spleen", (20, 50), (70, 99))]
@@ -107,10 +113,11 @@ def test_relations_are_turned_into_the_patient(orientation, words):
 def test_relations_down_the_image_and_within():
     rois = [roi("liver", (0, 40), (0, 40)), roi("bladder", (70, 90), (0, 40)), roi("cyst", (5, 9), (5, 9), "lesion")]
     assert said(tables(rois, orientation="LF"), "relation") == [
-        "Bladder inferior to liver.", "Cyst inside liver.", "Cyst superior to bladder."
+        "The bladder lies inferior to the liver.", "The cyst lies inside the liver.",
+        "The cyst lies superior to the bladder.",
     ]
     twins = [roi("WBC", (0, 20), (0, 20), "cell"), roi("WBC", (0, 10), (80, 99), "cell")]
-    assert said(tables(twins), "relation") == ["One region labelled WBC right of another in the image."]
+    assert said(tables(twins), "relation") == ["One region labelled WBC lies to the right of another in the image."]
 
 
 def test_hundreds_are_one_text_and_a_body_is_none():
@@ -119,19 +126,20 @@ def test_hundreds_are_one_text_and_a_body_is_none():
         for n in range(20) for m in range(10)
     ]
     body = roi("imaged body", (0, 100), (0, 100), "body", "box", "predicted", "foreground@1")
-    texts = captions(tables([body, *cells], modality="fluorescence microscopy"))
+    texts = captions(tables([body, *cells], modality="fluorescence microscopy"), **WHOLE)
     assert [t["kind"] for t in texts] == ["global", "region"]
     assert texts[0]["text"] == (
-        "A fluorescence microscopy image. Found by the algorithm cells: 200 regions labelled cell."
+        "This is a fluorescence microscopy image. The algorithm cells found 200 regions labelled cell. The 200 "
+        "regions labelled cell together cover 8.0% of the image."
     )
-    assert texts[1]["text"] == "200 regions labelled cell, together covering 8.0% of the image."
+    assert texts[1]["text"] == "There are 200 regions labelled cell, together covering 8.0% of the image."
     assert len(texts[1]["roi_ids"]) == len(texts[1]["evidence"]) == 200
     assert texts[1]["licence"] == "CC-BY-4.0", "predicted regions have the image's licence"
 
 
 def test_a_passage_is_knowledge_and_never_part_of_the_caption():
     given = tables(modality="CR", labels=[label("effusion")], passages=[passage("Effusion is fluid in the pleura.")])
-    texts = captions(given)
+    texts = captions(given, **WHOLE)
     assert [t["kind"] for t in texts] == ["global", "knowledge"]
     assert "pleura" not in texts[0]["text"]
     assert (texts[1]["evidence"], texts[1]["licence"]) == (["passage:p"], "CC-BY-SA-4.0")
@@ -140,7 +148,7 @@ def test_a_passage_is_knowledge_and_never_part_of_the_caption():
 
 def test_ids_do_not_depend_on_words_and_are_unique():
     rois = [roi("liver", (10, 40), (10, 40)), roi("spleen", (60, 90), (60, 90))]
-    first, second = captions(tables(rois)), captions(tables(rois, modality="CT"))
+    first, second = captions(tables(rois), **WHOLE), captions(tables(rois, modality="CT"), **WHOLE)
     assert [t["text_id"] for t in first] == [t["text_id"] for t in second]
     assert len({t["text_id"] for t in first}) == len(first) == 4
 

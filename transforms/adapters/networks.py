@@ -109,8 +109,7 @@ def _opened(kind: str, folder: ModelFolder, sha256: str, device: str, half: bool
     from safetensors import SafetensorError
     from transformers.utils import logging as talk
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch sees no GPU here; install a CUDA build of torch, or use device cpu")
+    check_device(device)
     talk.disable_progress_bar()  # type: ignore[no-untyped-call]
     dtype = torch.float16 if half else torch.float32
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -134,6 +133,14 @@ def _opened(kind: str, folder: ModelFolder, sha256: str, device: str, half: bool
             f"random; it is no {kind} that was trained. Name a folder with all of them"
         )
     return Network(model.eval().to(device), processor, tokenizer, folder, device, dtype)
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError for a GPU that is not there."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: torch sees no GPU here; install a CUDA build of torch, or use device cpu")
 
 
 @contextmanager

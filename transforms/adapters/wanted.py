@@ -118,21 +118,26 @@ def refuse_others(card: Card, image: Mapping[str, Any]) -> None:
 
 
 def class_values(folder: ModelFolder, names: Mapping[str, Named]) -> dict[int, Named]:
+    """As `named_classes`, by the names that the folder's config.json gives its classes (id2label)."""
+    return named_classes(folder.address, folder.labels, names)
+
+
+def named_classes(where: str, labels: Mapping[int, str], names: Mapping[str, Named]) -> dict[int, Named]:
     """Class number of the model -> what the recipe calls it, in order of number.
 
-    `names` are the model's own (config.json, id2label) or its class numbers. Raises ConfigError for one that the model
-    does not have, or that is named twice.
+    `labels` are the model's classes, `names` are by the model's own names or by its numbers. Raises ConfigError, which
+    begins with `where`, for one that the model does not have, or that is named twice.
     """
-    numbers = {name: number for number, name in folder.labels.items()} | {str(n): n for n in folder.labels}
+    numbers = {name: number for number, name in labels.items()} | {str(n): n for n in labels}
     found: dict[int, Named] = {}
     for name, named in names.items():
         if name not in numbers:
-            some = ", ".join(list(folder.labels.values())[:12])
+            some = ", ".join(list(labels.values())[:12])
             raise ConfigError(
-                f"{folder.address}: the model has no class {name!r}{nearest(name, numbers)}; among its "
-                f"{len(folder.labels)} are {some}"
+                f"{where}: the model has no class {name!r}{nearest(name, numbers)}; among its "
+                f"{len(labels)} are {some}"
             )
         if numbers[name] in found:
-            raise ConfigError(f"{folder.address}: class {numbers[name]} is named twice, once as {name!r}; take one out")
+            raise ConfigError(f"{where}: class {numbers[name]} is named twice, once as {name!r}; take one out")
         found[numbers[name]] = named
     return dict(sorted(found.items()))

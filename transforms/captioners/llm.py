@@ -1,43 +1,51 @@
 """Captions by a language model behind an OpenAI-compatible address, on this machine or elsewhere.
 
 The invariant: every text names the evidence it may rest on, the model as the server called it, and the request it came
-from; regions and relations get exactly one text each. The stored image stays clean: regions are drawn on a copy.
+from; every region and pair gets exactly one text. The stored image stays clean: regions are drawn on a copy.
 
     - use: caption
       captioner: llm
       options: {base_url: "http://127.0.0.1:9014/v1", model: local}
+
+Kinds: `global`, `part/…` (MedTrinity's five parts, each only where facts speak of it; of the part region, place, extent
+and look are asked for as fields of their own), `region`, `relation`, `lay`, and `global` in further languages. One
+request asks for all of them; regions and pairs beyond `per_call` get further requests. Then each text is graded by
+rules (transforms/claims), and what fails is sent back with the reasons, at most `repair` times; a new text takes the
+place of an old one only if its grade is better. What still fails is kept: the stage `verify` marks it.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from catalog.drawing import draw_regions
 from infra.errors import ConfigError
 from infra.keys import sha256
-from infra.llm import Address, Answer, Client, Endpoint, Message, Picture, Policy, RequestCache
+from infra.llm import Address, Answer, Client, Endpoint, Message, Policy, RequestCache
 from infra.storage import resolve
-from transforms.captioners.brief import Brief, answer_form, brief_of
-from transforms.facts import Facts, evidence
+from transforms.captioners.brief import PIXELS, Brief, answer_form, brief_of
+from transforms.captioners.looking import Shown, pictures
+from transforms.facts import Facts, RegionFact, RelationFact, evidence
 from transforms.stage import Context, SampleRows
+
+if TYPE_CHECKING:
+    from infra.llmtalk import Asker
+    from transforms.claims.grade import Grade
 
 NAME = "llm"
 REQUIRES = {"openai": "openai"}
-VERSION = "1"
+VERSION = "2"
 WANTS_PIXELS = attrgetter("sees_images")
 ATTEMPTS = 1
 """The client retries by itself; retrying a whole sample on top would multiply its patience."""
-LEGIBLE = 512
-"""Pixels of the longer side up to which a small image is enlarged, so that the numbers drawn on it can be read."""
 PROMPTS = Path(__file__).with_name("prompts")
+
+Grader = Callable[[Mapping[str, Any], Facts, SampleRows], "Grade"]
 
 
 class Params(BaseModel):
@@ -46,19 +54,31 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="model id, as the server knows it")
-    base_url: Address = Field(exclude=True, description="address of the API, usually ending in /v1")
+    base_url: Address | None = Field(None, exclude=True, description="address of the API, usually ending in /v1")
+    base_urls: tuple[Address, ...] = Field(
+        (), exclude=True, description="instead of base_url: addresses that serve the same model, asked side by side"
+    )
     api_key_env: str | None = Field(
         "OPENAI_API_KEY", exclude=True, description="NAME of the environment variable that holds the key; null: none"
     )
-    sees_images: bool = Field(False, description="send the image too, with its regions outlined and numbered")
+    sees_images: bool = Field(False, description="send the image too, as `picture` says")
+    picture: Shown = Field(
+        "drawn", description="drawn: the regions outlined and numbered on a copy; cropped: the image as it is, then "
+        "each region asked for cut out; both: drawn, then cut out; clean: the image as it is"
+    )
     max_side: int = Field(1024, ge=64, description="longer side of the image sent, pixels; larger ones are shrunk")
     prompt: str = Field(
         "default", exclude=True, description="a file of transforms/captioners/prompts, or the path of your own .md; "
         "its hash, not its name, enters the key",
     )
     language: str = Field("en", description="ISO 639-1 code of the language that the prompt asks for")
-    max_regions: int = Field(16, ge=0, description="how many regions, the largest first, get a sentence of their own")
-    max_relations: int = Field(6, ge=0, description="how many pairs, the largest first, get a sentence of their own")
+    parts: bool = Field(True, description="ask for the five parts of the caption as texts of their own too")
+    lay: bool = Field(False, description="ask for the caption in a patient's words too")
+    languages: tuple[str, ...] = Field((), description="ask for the caption in these languages too, ISO 639-1")
+    max_regions: int | None = Field(None, ge=0, description="so many regions get a sentence, the largest; null: all")
+    max_relations: int | None = Field(None, ge=0, description="so many pairs get a sentence, the largest; null: all")
+    per_call: int = Field(16, ge=1, description="regions and pairs asked for in a request; more take further requests")
+    repair: int = Field(2, ge=0, le=5, description="rounds in which texts that fail their grade are written again")
     quote_chars: int = Field(800, ge=1, description="longest quote of a passage or source text; longer ones end in …")
     max_tokens: int = Field(1024, ge=1, description="longest answer; a longer one is LLM_TRUNCATED")
     temperature: float | None = Field(0, ge=0, description="null: not sent, for models that refuse it")
@@ -72,18 +92,39 @@ class Params(BaseModel):
     deadline_s: float = Field(600, gt=0, exclude=True, description="no attempt is begun after this many seconds")
     attempts: int = Field(6, ge=1, exclude=True, description="attempts at a request that could not be served")
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Params:
+        if (self.base_url is None) == (not self.base_urls):
+            raise ValueError("give either base_url or base_urls")
+        return self
+
 
 def ingredients(params: Params) -> Mapping[str, str]:
-    """What else decides the captions: the prompt template."""
-    return {"prompt": sha256(_template(params).encode())}
+    """What else decides the captions: the prompts, and the rules that say which text is written again."""
+    prompts = {"prompt": sha256(_prompt(params).encode())}
+    if not params.repair:
+        return prompts
+    from transforms.claims import grade
+
+    graded = {"grade": str(getattr(grade, "VERSION", "1")), "repair_prompt": sha256(_repair_prompt(params).encode())}
+    return prompts | graded
 
 
 def open_captioner(params: Params, context: Context) -> Captioner:
     """Connects lazily: nothing is sent before the first sample. Raises ConfigError for a missing key or prompt."""
-    alike = set(Endpoint.model_fields) & set(Params.model_fields)
-    endpoint = Endpoint(**{name: getattr(params, name) for name in alike})
-    client = Client(endpoint, RequestCache(context.cache / "llm"))
-    return Captioner(params, _template(params), client, context.policies)
+    alike = (set(Endpoint.model_fields) & set(Params.model_fields)) - {"base_url"}
+    settings = {name: getattr(params, name) for name in alike}
+    urls = params.base_urls or (params.base_url,)
+    endpoints = [Endpoint(base_url=url, **settings) for url in urls if url is not None]
+    cache = RequestCache(context.cache / "llm")
+    asker: Asker
+    if len(endpoints) == 1:
+        asker = Client(endpoints[0], cache)
+    else:
+        from infra.llmpool import Pool
+
+        asker = Pool(endpoints, cache)
+    return Captioner(params, _prompt(params), asker, context.policies)
 
 
 @dataclass(frozen=True)
@@ -92,60 +133,112 @@ class Captioner:
 
     params: Params
     template: str
-    client: Client
+    asker: Asker
     policies: Mapping[str, str]
     """source -> policy; a source that is not listed is local"""
+    grade: Grader | None = None
+    """what grades a text; None: transforms.claims.grade"""
 
     @property
-    def close(self) -> weakref.finalize[..., Client]:
-        return self.client.close
+    def close(self) -> Callable[[], object]:
+        closing: Callable[[], object] = self.asker.close  # type: ignore[attr-defined]
+        return closing
 
     def __call__(self, facts: Facts, sample: SampleRows) -> list[Mapping[str, Any]]:
-        """Rows of `texts` (without sample_id, text_id, licence): global, then regions, then relations.
+        """Rows of `texts` (without sample_id, text_id, licence): global, parts, regions, relations, lay, languages.
 
-        An image that nothing is known about gets none from a model that cannot see it. What the request cost stands on
-        the first row. Needs the sample's pixels where `sees_images`. Raises as `infra.llm.Client.ask` does.
+        An image that nothing is known about gets none from a model that cannot see it. What a request cost stands on
+        the first row it yielded, what a repair cost on the first row it was to mend. Needs the sample's pixels where
+        `sees_images`. Raises as `infra.llm.Client.ask` does; a repair that fails leaves the texts as they were.
         """
-        limits = self.params.max_regions, self.params.max_relations, self.params.quote_chars
-        brief = brief_of(facts, *limits)
-        if not brief.cites:
+        params = self.params
+        brief = brief_of(
+            facts, params.max_regions, params.max_relations, params.quote_chars, parts=params.parts,
+            sees=params.sees_images, lay=params.lay, languages=params.languages,
+        )
+        if not brief.cites and not params.sees_images:
             return []
-        policy = cast(Policy, self.policies.get(str(sample.image["source"]), "local"))
-        answer = self.client.ask(self._messages(brief, sample), answer_form(brief), policy)
+        rows = [row for part in brief.chunks(params.per_call) for row in self._asked(part, facts, sample)]
+        if params.repair and params.language == "en":
+            from transforms.captioners.repair import repaired
+
+            prompt = _repair_prompt(params)
+            return list(repaired(rows, brief, facts, sample, self, prompt))
+        return list(rows)
+
+    def ask(self, brief: Brief, sample: SampleRows, prompt: str, text: str, form: type[BaseModel]) -> Answer[Any]:
+        """What the model answers to a text about a sample, with the pictures that the recipe asks for."""
+        policy = cast(Policy, self.policies.get(sample.image["source"], "local"))
+        system = Message("system", prompt)
+        if not self.params.sees_images:
+            return self.asker.ask([system, Message("user", text)], form, policy)
+        note, shown = pictures(sample, brief, self.params.picture, self.params.max_side)
+        return self.asker.ask([system, Message("user", text + note, shown)], form, policy)
+
+    def _asked(self, brief: Brief, facts: Facts, sample: SampleRows) -> list[dict[str, Any]]:
+        answer = self.ask(brief, sample, self.template, brief.request, answer_form(brief))
         common = {
             "language": self.params.language, "generator": f"{NAME}@{VERSION}", "model": answer.model,
             "prompt_sha256": sha256(self.template.encode()), "request_sha256": answer.request_sha256,
         }
-        rows = [{**row, **common} for row in _texts(answer.data, brief, facts)]
-        rows[0] |= _bill(answer)
-        return list(rows)
-
-    def _messages(self, brief: Brief, sample: SampleRows) -> list[Message]:
-        system = Message("system", self.template)
-        if not self.params.sees_images:
-            return [system, Message("user", brief.text)]
-        rois = {row["roi_id"]: row for row in sample.rows("rois")}
-        pixels = sample.pixels()
-        zoom = max(1, LEGIBLE // max(pixels.shape)) if brief.shown else 1
-        image = draw_regions(pixels, [rois[roi] for roi in brief.shown], zoom=zoom)
-        image.thumbnail((self.params.max_side, self.params.max_side), Image.Resampling.LANCZOS)
-        note = "The image is attached. Number 1 is drawn on region_1, and so on.\n" if brief.shown else ""
-        return [system, Message("user", brief.text + (note or "The image is attached.\n"), (Picture.of(image),))]
+        seen = [PIXELS] if self.params.sees_images else []
+        rows = [
+            {**common, **row, "evidence": [*dict.fromkeys([*row["evidence"], *seen])]}
+            for row in _texts(answer.data, brief, facts)
+        ]
+        billed(rows[0], answer)
+        return rows
 
 
 def _texts(data: BaseModel, brief: Brief, facts: Facts) -> Iterator[dict[str, Any]]:
     said = data.model_dump()
-    cited = [brief.cites[handle] for handle in said["global_evidence"]]
-    yield {"kind": "global", "roi_ids": [], "text": said["global_text"], "evidence": evidence(facts, cited)}
+    cited = evidence(facts, [brief.cites[handle] for handle in said.get("global_evidence", [])])
+    if brief.whole:
+        yield {"kind": "global", "roi_ids": [], "text": said["global_text"], "evidence": cited}
+    for part in brief.parts:
+        text = said["parts"][part.name]
+        text = text if isinstance(text, str) else " ".join(text[field] for field in brief.fields)
+        rests = list(part.evidence)
+        yield {"kind": f"part/{part.name}", "roi_ids": list(part.roi_ids), "text": text, "evidence": rests}
+    pairs = {(pair.a, pair.b): pair for pair in facts.relations}
     for handle, roi in brief.regions.items():
-        yield {"kind": "region", "roi_ids": [roi], "text": said["regions"][handle], "evidence": [f"roi:{roi}"]}
+        rests = [f"roi:{roi}", *_measures(facts.region(roi))]
+        yield {"kind": "region", "roi_ids": [roi], "text": said["regions"][handle], "evidence": rests}
     for handle, pair in brief.relations.items():
-        rows = [f"roi:{roi}" for roi in pair]
-        yield {"kind": "relation", "roi_ids": list(pair), "text": said["relations"][handle], "evidence": rows}
+        rests = [*(f"roi:{roi}" for roi in pair), *_measures(pairs[pair])]
+        yield {"kind": "relation", "roi_ids": list(pair), "text": said["relations"][handle], "evidence": rests}
+    if brief.lay:
+        yield {"kind": "lay", "roi_ids": [], "text": said["lay_text"], "evidence": cited}
+    for language in brief.languages:
+        text = said["translations"][language]["text"]
+        yield {"kind": "global", "roi_ids": [], "text": text, "evidence": cited, "language": language}
 
 
-def _bill(answer: Answer[Any]) -> dict[str, Any]:
-    return {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "cost_usd": answer.cost_usd}
+def _measures(of: RegionFact | RelationFact) -> list[str]:
+    """What was said to the model of a region's or pair's measures."""
+    return [f"measure:{fact.id}" for fact in of.measures.values() if fact.words]
+
+
+def billed(row: dict[str, Any], answer: Answer[Any]) -> None:
+    """Add what an answer cost to a row; what nobody knows stays unknown."""
+    bill = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "cost_usd": answer.cost_usd}
+    for name, cost in bill.items():
+        before = row.get(name, 0)
+        row[name] = None if cost is None or before is None else before + cost
+
+
+def _prompt(params: Params) -> str:
+    """The prompt with the sections that the recipe asks for."""
+    sections = {"parts": params.parts, "lay": params.lay, "languages": bool(params.languages)}
+    return _template(params) + "".join(_read(name) for name, wanted in sections.items() if wanted)
+
+
+def _repair_prompt(params: Params) -> str:
+    return _template(params) + _read("repair")
+
+
+def _read(name: str) -> str:
+    return (PROMPTS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def _template(params: Params) -> str:

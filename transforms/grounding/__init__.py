@@ -1,0 +1,1 @@
+"""What decides which expert looks at what, and how far what it found may be believed."""

@@ -1,0 +1,1 @@
+"""What is measured on regions, what may be said of it, and how facts tell it."""
