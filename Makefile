@@ -9,7 +9,7 @@ else
 UVFLAGS := --torch-backend cpu
 endif
 
-.PHONY: demo test check clean
+.PHONY: demo test check experts-heavy clean
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -21,11 +21,18 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: $(VENV)/.done
 	$(VENV)/bin/medloom demo --home $(HOME_DIR) $(if $(DATA),--data $(DATA))
 
+# nnU-Net, MONAI, torchxrayvision and deepbet, without the dependencies that would replace torch
+$(VENV)/.heavy: $(VENV)/.done experts-heavy.txt
+	$(VENV)/bin/uv pip install -q --python $(VENV) --no-deps -r experts-heavy.txt
+	touch $@
+
+experts-heavy: $(VENV)/.heavy
+
 check: $(VENV)/.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: check
+test: check $(VENV)/.heavy
 	$(PY) -m pytest
 
 clean:

@@ -57,11 +57,22 @@ class Build(BaseModel):
         write_bytes(home / self.path, self.model_dump_json(indent=1).encode() + b"\n")
 
 
+def numbers(home: Path) -> list[int]:
+    """Numbers of all builds of a home, oldest first."""
+    return sorted(int(path.stem) for path in (home / "builds").glob("[0-9]*.json"))
+
+
+def read_build(home: Path, number: int) -> Build:
+    """The record of one build; of a large dataset that is megabytes."""
+    return Build.model_validate_json((home / f"builds/{number:06d}.json").read_bytes())
+
+
 def builds(home: Path) -> list[Build]:
     """All builds of a home, oldest first."""
-    return [Build.model_validate_json(p.read_bytes()) for p in sorted((home / "builds").glob("[0-9]*.json"))]
+    return [read_build(home, number) for number in numbers(home)]
 
 
 def last_snapshot(home: Path) -> Build | None:
     """The newest build that became a snapshot."""
-    return next((b for b in reversed(builds(home)) if b.status == "snapshot"), None)
+    newest = (read_build(home, number) for number in reversed(numbers(home)))
+    return next((build for build in newest if build.status == "snapshot"), None)

@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 
 from catalog import segments
-from catalog.builds import Build, builds
+from catalog.builds import Build, numbers, read_build
 from catalog.manifest import Manifest, read_manifest
 from catalog.schema import LAYERS, Layer
 from catalog.views import FORMAT, TABLES, make_tables, make_views, metadata
@@ -235,12 +235,12 @@ def _prepare(con: Any, home: Path) -> None:
 
 def _sync(con: Any, home: Path) -> None:
     """Index what the files hold and the index does not; forget what the files do not hold."""
-    on_disk = {build.number: build for build in builds(home)}
+    on_disk = set(numbers(home))
     indexed = {n for (n,) in con.execute("SELECT number FROM builds").fetchall()}
-    for number in indexed - set(on_disk):
+    for number in indexed - on_disk:
         _forget(con, number)
-    for number in sorted(set(on_disk) - indexed):
-        add_build(con, home, on_disk[number])
+    for number in sorted(on_disk - indexed):
+        add_build(con, home, read_build(home, number))
 
 
 def _forget(con: Any, number: int) -> None:

@@ -187,18 +187,19 @@ _LAYERS = (
         Field("name", STR, "what was measured: area, long_axis, mean, distance …; transforms/measure.py lists them",
               True),
         Field("value", F64, "the number", True),
-        Field("unit", STR, "px, %, mm, mm2, HU, grey; null: a plain number"),
+        Field("unit", STR, "px, %, mm, mm2, HU, grey; null: a plain number, a ratio, bits"),
         Field("words", STR, "what may be said of it in a sentence; null: it is a number only"),
         Field("version", STR, "version of the measurement", True),
     )),
     Layer("passages", "a passage retrieved for a sample", ("sample_id", "rank"), (
         SAMPLE,
-        Field("rank", I32, "place in the ranking, from 1", True),
+        Field("rank", I32, "place in the ranking, from 1: by words and meaning unless the recipe says otherwise",
+              True),
         Field("passage_id", STR, "stable id of the passage in its corpus", True),
         Field("corpus", STR, "name of the corpus", True),
         Field("text", STR, "the passage", True),
-        Field("query", STR, "the query that found it", True),
-        Field("score", F32, "cosine similarity of query and passage", True),
+        Field("query", STR, "the query that found it; @NAME: the route that chose its corpora", True),
+        Field("score", F32, "cosine similarity of query and passage, however it was ranked", True),
         Field("licence", STR, "licence of the passage"),
     )),
     Layer("texts", "something said about a sample, a region or a pair of regions", ("sample_id", "text_id"), (
@@ -206,13 +207,14 @@ _LAYERS = (
         Field("text_id", STR, "hash of sample, kind, regions and generator", True),
         Field("roi_ids", _list(STR), "the regions it speaks of, in order; empty: the whole image", True),
         Field("kind", STR, "original_caption, group_caption, caption_context, mention, report, findings, impression, "
-              "question, answer, choices, turn, global, region, relation, variant, phrase, knowledge …; the five parts "
-              "of a caption are part/modality, part/organs, part/region, part/texture, part/relation", True),
+              "question, choices, answer, global, region, relation, volume, panel, lay, report_sentence, variant, "
+              "phrase, interleaved, knowledge …; the five parts of a caption are part/modality, part/organs, "
+              "part/region, part/texture, part/relation", True),
         Field("language", STR, "ISO 639-1 code", True),
         Field("text", STR, "the text", True),
         Field("evidence", _list(STR), "what it rests on: label:ID, roi:ID, measure:ID, passage:ID, text:ID, "
               "image:FIELD; words cut from a text: text:ID@START:END", True),
-        Field("generator", STR, "source, or the captioner's name and version", True),
+        Field("generator", STR, "source, or the captioner's name and version; of questions /topic/form too", True),
         Field("model", STR, "model id as the server answered it; null: no model"),
         Field("prompt_sha256", STR, "hash of the prompt template; null: no prompt"),
         Field("request_sha256", STR, "key of the request in the cache; null: no request"),
@@ -228,7 +230,7 @@ _LAYERS = (
         Field("version", STR, "version of the check", True),
         Field("value", F64, "its score; null: it gives only a verdict"),
         Field("verdict", STR, "pass, fail or unknown", True),
-        Field("detail", STR, "what was found, for a person"),
+        Field("detail", STR, "what was found, for a person; of claim/NN the claim as JSON"),
     )),
     Layer("rejects", "an item or sample that did not make it through a stage", ("item", "stage", "code"), (
         Field("item", STR, "item of the source (ingest) or sample_id (later stages)", True),

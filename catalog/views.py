@@ -97,8 +97,10 @@ def make_tables(con: Any, database: str = "") -> None:
         con.register("empty", metadata(layer).empty_table())
         table = f"{prefix}{layer.name}_rows"
         con.execute(f"CREATE TABLE IF NOT EXISTS {table} AS SELECT *, 0::INTEGER AS shard_id FROM empty")
-        for name, kind, *_ in con.execute("DESCRIBE SELECT * FROM empty").fetchall():  # a catalog of an older schema
-            con.execute(f'ALTER TABLE {table} ADD COLUMN IF NOT EXISTS "{name}" {kind}')
+        has = {name for name, *_ in con.execute(f"DESCRIBE {table}").fetchall()}
+        for name, kind, *_ in con.execute("DESCRIBE empty").fetchall():
+            if name not in has:  # a catalog of an older schema
+                con.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" {kind}')
         con.unregister("empty")
 
 

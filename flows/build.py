@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog import catalog, checks, report
-from catalog.builds import Build, builds, last_snapshot
+from catalog.builds import Build, last_snapshot, numbers
 from flows.knowledge import ensure_knowledge
 from flows.plan import Chain, Plan, make_plan
 from flows.recipe import Recipe
@@ -21,7 +21,7 @@ from infra.errors import ConfigError, MedloomError
 from infra.runner import Done, Last, Runner, Step
 from infra.storage import sweep
 from transforms.stage import fingerprint
-from transforms.unit import StageUnit, Unit, run_unit
+from transforms.unit import IngestUnit, Unit, run_unit
 
 GROUPS = 150
 """Partition groups of one flow run at the most: Prefect's database is not made for a task run a partition."""
@@ -50,6 +50,11 @@ class Progress:
         else:
             self.manifests.append(done.value)
 
+    def skip(self, units: int) -> None:
+        """Count units that are not run since something they read is missing."""
+        self.done += units
+        self.skipped += units
+
 
 def prepare(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
     """Everything before the first unit: the home is ours, the knowledge bases stand, the plan is made."""
@@ -74,17 +79,19 @@ def up_to_date(plan: Plan, home: Path) -> Build | None:
 
 
 def groups(plan: Plan) -> list[Sequence[Chain]]:
-    """The partitions that have something to do, in at most GROUPS groups."""
-    busy = [chain for chain in plan.chains if chain.todo]
+    """The partitions that have something to do, in at most GROUPS groups, and what is over all of them as the last."""
+    busy = [chain for chain in plan.chains if chain.todo and not chain.whole]
     size = -(-len(busy) // GROUPS) or 1
-    return [busy[i : i + size] for i in range(0, len(busy), size)]
+    last = [[chain] for chain in plan.chains if chain.todo and chain.whole]
+    return [*(busy[i : i + size] for i in range(0, len(busy), size)), *last]
 
 
 class Run:
     """The units of a build under way: one stream over all groups, so that no worker waits where one group ends.
 
-    `finish(i)` runs until the units of group i have ended; units of later groups run meanwhile. Raises ConfigError at
-    once; bugs are gathered in `progress`.
+    `finish(i)` runs until the units of group i have ended; units of later groups run meanwhile, those over the whole
+    dataset when all others have ended, and not at all after a bug: they are never run over a part of it. Raises
+    ConfigError at once; bugs are gathered in `progress`.
     """
 
     def __init__(
@@ -95,12 +102,23 @@ class Run:
         self._left = [sum(len(chain.todo) for chain in group) for group in groups]
         self._group = {chain.partition.place: index for index, group in enumerate(groups) for chain in group}
         self._bugs: list[list[str]] = [[] for _ in groups]
-        self._ended = runner.run(_steps([chain for group in groups for chain in group], recipe, home))
+        self._ended = self._run([chain for group in groups for chain in group], recipe, home, runner)
+
+    def _run(self, chains: Sequence[Chain], recipe: Recipe, home: Path, runner: Runner) -> Iterator[Done]:
+        yield from runner.run(_steps([chain for chain in chains if not chain.whole], recipe, home))
+        last = [chain for chain in chains if chain.whole]
+        if last and not self._progress.errors:
+            yield from runner.run(_steps(last, recipe, home))
 
     def finish(self, index: int) -> Sequence[str]:
         """Run until the units of this group have ended; returns its bugs."""
         while self._left[index] > 0:
-            done = next(self._ended)
+            done = next(self._ended, None)
+            if done is None:
+                self._progress.skip(self._left[index])
+                self._left[index] = 0
+                self._tell(self._progress)
+                break
             if done.fatal:
                 raise done.fatal
             self._progress.add(done)
@@ -128,7 +146,7 @@ def _steps(chains: Sequence[Chain], recipe: Recipe, home: Path) -> Iterator[list
 def _step(unit: Unit, home: Path, max_failed: float) -> Step:
     name = f"{unit.partition.place}/{unit.stage}"
     payload = (unit, str(home.resolve()), max_failed)
-    if not isinstance(unit, StageUnit):
+    if isinstance(unit, IngestUnit):
         return Step(name, _do, payload)
     needs, work = unit.work.resources, unit.work
     pool = f"{unit.stage}-{fingerprint(work)}" if work.open else None
@@ -152,7 +170,7 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
         return same
     sweep(home)  # drafts of workers that died under this build
     with catalog.writer(home) as con:
-        number = max((b.number for b in builds(home)), default=0) + 1  # in here: another build may have just ended
+        number = max(numbers(home), default=0) + 1  # in here: another build may have just ended
         draft = Build(
             number=number, status="snapshot", name=recipe.name, recipe=recipe.resolved(),
             units=tuple(sorted([*plan.done, *progress.manifests])), validations=(),

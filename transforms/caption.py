@@ -11,7 +11,8 @@ A captioner is a module of `transforms/captioners` with NAME, REQUIRES, VERSION,
 `ingredients(params) -> Mapping[str, str]` (hashes of prompts and the like) and `open_captioner(params, context)`, which
 returns a callable `(facts, sample) -> rows of texts` without sample_id, text_id and licence. It is opened once per
 worker. `WANTS_PIXELS`, a bool or a function of its Params, says whether it looks at the image (default: no);
-`ATTEMPTS`, how often a sample is tried when it raises Transient (default: 3).
+`ATTEMPTS`, how often a sample is tried when it raises Transient (default: 3); `CONCURRENCY`, a number or a function of
+its Params, how many samples it is asked for at a time (default: 1).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def make_stage(params: Params, context: Context) -> Stage:
     """The stage. Raises ConfigError for an unknown captioner or options that it does not take."""
     captioner = load("captioner", params.captioner)
     options = checked("captioner", captioner, params.options)
-    wants = getattr(captioner, "WANTS_PIXELS", False)
+    wants, many = getattr(captioner, "WANTS_PIXELS", False), getattr(captioner, "CONCURRENCY", 1)
     return each_sample(
         NAME, VERSION, reads=READS, writes=("texts",), row=partial(_texts, params), params=params,
         ingredients={
@@ -66,6 +67,7 @@ def make_stage(params: Params, context: Context) -> Stage:
         },
         pixels=bool(wants(options) if callable(wants) else wants),
         open=partial(captioner.open_captioner, options, context), attempts=getattr(captioner, "ATTEMPTS", 3),
+        concurrency=many(options) if callable(many) else many,
     )
 
 
@@ -75,27 +77,32 @@ def _texts(params: Params, sample: SampleRows, captions: Any) -> Rows:
 
 
 def _named(texts: Iterable[Mapping[str, Any]], sample: SampleRows) -> Iterator[dict[str, Any]]:
-    """The rows with text_id and licence. Several texts of a kind on the same regions (questions)
-    are numbered."""
+    """The rows with text_id and licence. Several texts of a kind on the same regions (questions) are numbered."""
     seen: Counter[str] = Counter()
+    licences = {row["text_id"]: row["licence"] for row in sample.rows("texts")}
     for text in texts:
         other = [text["language"]] if text["language"] != "en" else []
         plain = key(sample.id, text["kind"], list(text["roi_ids"]), text["generator"], *other)
         text_id = key(plain, seen[plain]) if seen[plain] else plain
         seen[plain] += 1
-        yield {**text, "text_id": text_id, "licence": licence_of(text["evidence"], sample)}
+        licences[text_id] = licence_of(text["evidence"], sample, licences)
+        yield {**text, "text_id": text_id, "licence": licences[text_id]}
 
 
-def licence_of(evidence: Iterable[str], sample: SampleRows) -> str | None:
+def licence_of(
+    evidence: Iterable[str], sample: SampleRows, texts: Mapping[str, str | None] | None = None
+) -> str | None:
     """The strictest licence of what a text cites; of the image where it cites nothing.
 
-    A predicted region is derived from the pixels and has the image's licence, a given one the annotation's.
+    `texts` are the licences of texts by id: the sample's own, and those that were written before this one. A predicted
+    region is derived from the pixels and has the image's licence, a given one the annotation's.
     """
     image = sample.image
     given = {row["roi_id"] for row in sample.rows("rois") if row["origin"] != "predicted"}
     measured = {row["measure_id"]: row["roi_id"] for row in sample.rows("measures")}
     passages = {row["passage_id"]: row["licence"] for row in sample.rows("passages")}
-    texts = {row["text_id"]: row["licence"] for row in sample.rows("texts")}
+    if texts is None:
+        texts = {row["text_id"]: row["licence"] for row in sample.rows("texts")}
 
     def licence(kind: str, name: str) -> str | None:
         if kind == "text":
@@ -106,8 +113,7 @@ def licence_of(evidence: Iterable[str], sample: SampleRows) -> str | None:
             return image.get("licence_annotation")
         if kind in ("image", "roi"):
             return image.get("licence_image")
-        found: str | None = {"passage": passages, "text": texts}.get(kind, {}).get(name)
-        return found
+        return (passages if kind == "passage" else texts if kind == "text" else {}).get(name)
 
     parts = (cited.partition(":") for cited in evidence)
     return strictest([licence(kind, name) for kind, _, name in parts] or [image.get("licence_image")])

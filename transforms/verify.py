@@ -47,6 +47,7 @@ from transforms.claims.grade import grade_by
 from transforms.claims.judge import Judge, JudgeParams, open_judge, prompt_hash
 from transforms.claims.known import Known
 from transforms.claims.lexicon import lexicon
+from transforms.claims.plain import FILE as PLAIN_NAMES
 from transforms.claims.problems import leak
 from transforms.facts import Facts, RegionFact, facts_of, of_source
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
@@ -76,7 +77,7 @@ class Params(BaseModel):
 
 def make_stage(params: Params, context: Context) -> Stage:
     """The stage. Raises ConfigError where a judge is named that cannot be asked."""
-    data = {path.name: key(path.read_text(encoding="utf-8")) for path in (VOCABULARY, LEAK_PHRASES)}
+    data = {path.name: key(path.read_text(encoding="utf-8")) for path in (VOCABULARY, LEAK_PHRASES, PLAIN_NAMES)}
     data |= ingredients()
     if params.judge:
         data["judge.md"] = prompt_hash()
@@ -146,9 +147,14 @@ def check_evidence(text: Mapping[str, Any], sample: SampleRows) -> Verdict:
     cited = list(dict.fromkeys([*text["evidence"], *(f"roi:{roi}" for roi in text["roi_ids"])]))
     if not cited:
         return "unknown", None, "cites nothing"
-    missing = [name for name in cited if name not in there]
+    missing = [name for name in cited if _row_of(name) not in there]
     detail = f"no such row: {', '.join(missing)}" if missing else None
     return "fail" if missing else "pass", 1 - len(missing) / len(cited), detail
+
+
+def _row_of(cited: str) -> str:
+    """The row that is cited, also where only some of its words are: text:ID@START:END."""
+    return cited.partition("@")[0] if cited.startswith("text:") else cited
 
 
 def check_modality(text: str, modality: str | None) -> Verdict:

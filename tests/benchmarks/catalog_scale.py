@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from catalog import catalog, segments
-from catalog.builds import Build, builds
+from catalog.builds import Build, numbers, read_build
 from catalog.manifest import Manifest
 from catalog.schema import LAYERS
 from catalog.shards import ShardWriter
@@ -76,13 +76,13 @@ QUESTIONS = {
     "most frequent labels": "SELECT name, count(*) AS n FROM labels WHERE value = 'present' GROUP BY 1 "
     "ORDER BY n DESC, 1 LIMIT 20",
     "one sample, all that is said of it": "SELECT i.sample_id, r.label, t.text FROM images i "
-    "LEFT JOIN rois r USING (sample_id) LEFT JOIN texts t USING (sample_id) WHERE i.sample_id = '{one}'",
+    "LEFT JOIN (FROM rois WHERE sample_id = '{one}') r USING (sample_id) "
+    "LEFT JOIN (FROM texts WHERE sample_id = '{one}') t USING (sample_id) WHERE i.sample_id = '{one}'",
     "lesions by modality": "SELECT modality, count(*) AS n FROM images WHERE sample_id IN "
     "(SELECT sample_id FROM rois WHERE role = 'lesion') AND source = 'source_3' GROUP BY 1 ORDER BY 1",
-    "texts whose every claim holds": "SELECT t.generator, avg((c.value = 1)::INTEGER) AS share FROM texts t "
-    "JOIN checks c USING (text_id) WHERE c.\"check\" = 'support' AND t.kind = 'global' AND t.shard IN "
-    "(SELECT path FROM shards WHERE id % 10 = 0) GROUP BY 1",
-    "a hundred at random to look at": "SELECT sample_id, modality FROM images USING SAMPLE 100 ROWS (reservoir, 7)",
+    "texts whose every claim holds": "SELECT verdict, count(*) AS n FROM checks WHERE \"check\" = 'support' AND "
+    "sample_id IN (SELECT sample_id FROM images WHERE source = 'source_3') GROUP BY 1",
+    "a hundred at random to look at": "SELECT sample_id, modality FROM images ORDER BY hash(sample_id) LIMIT 100",
     "what became of every row": "SELECT * FROM funnel",
 }
 PEERS = ("how many of each modality", "licences by source", "how many meet a condition")
@@ -138,7 +138,7 @@ def make(home: Path, samples: int, shards: int) -> None:
 
 def one_more(home: Path, rows: int) -> Build:
     """A shard of so many new samples, its manifest, and a build that names it beside all the others."""
-    number = builds(home)[-1].number + 1
+    number = numbers(home)[-1] + 1
     with duckdb.connect() as con:
         start = 10**9 + number * rows
         select = IMAGES.format(samples=10**9, per_shard=1, start=start, stop=start + rows)
@@ -154,7 +154,7 @@ def one_more(home: Path, rows: int) -> Build:
         quarantined=False, shards=(shard,), software={}, seconds=1.0,
     )
     manifest.write(home)
-    last = builds(home)[-1]
+    last = read_build(home, number - 1)
     return last.model_copy(update={"number": number, "units": tuple(sorted([*last.units, manifest.path]))})
 
 
@@ -283,7 +283,7 @@ def main() -> None:
     with catalog.reader(args.home) as con:
         (one,) = con.execute("SELECT sample_id FROM images LIMIT 1 OFFSET 100000").fetchone()
     size = sum(p.stat().st_size for p in args.home.rglob("*.duckdb"))
-    print(f"{args.samples} samples in {args.shards} shards, {len(LAYER_OF)} layers of as many rows: {size / 1e9:.1f} GB")
+    print(f"{args.samples} samples, {args.shards} shards, {len(LAYER_OF)} layers of as many rows: {size / 1e9:.1f} GB")
     ask(args.home, one)
     commits(args.home, 5000)
     peers(args.home, args.part)

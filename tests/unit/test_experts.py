@@ -118,7 +118,8 @@ def test_ground_keeps_all_instances_and_books_every_sample():
     assert len({r["roi_id"] for r in rois}) == 5
     assert decode_mask(rois[0]["mask"]).shape == (128, 128)
     assert [(c["sample_id"], c["check"], c["verdict"], c["value"]) for c in checks] == [
-        ("a", "roi_status", "pass", 5), ("a", "roi_plausible/cells", "pass", 0), ("b", "roi_status", "unknown", 0), ("c", "roi_status", "pass", 0),
+        ("a", "roi_status", "pass", 5), ("a", "roi_plausible/cells", "pass", 0),
+        ("b", "roi_status", "unknown", 0), ("c", "roi_status", "pass", 0),
         ("d", "roi_status", "unknown", 0),
     ]
     assert "NOT_FLUORESCENCE" in checks[2]["detail"] and "modality is unknown" in checks[4]["detail"]

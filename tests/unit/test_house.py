@@ -28,7 +28,7 @@ ONLY_IN = {
 HEAVY = {
     "prefect", "ray", "great_expectations", "openai", "torch", "sentence_transformers", "SimpleITK", "pydicom", "scipy",
     "boto3", "duckdb", "pandas", "nibabel", "lxml", "rapidocr", "onnxruntime", "openslide", "cv2",
-    "onnx", "transformers", "safetensors",
+    "onnx", "transformers", "safetensors", "skimage", "cc3d", "bm25s", "faiss", "monai", "nnunetv2", "torchxrayvision",
 }
 
 

@@ -248,7 +248,8 @@ def test_only_what_changes_a_caption_enters_the_key(tmp_path):
 
 def test_the_caption_stage_runs_it_and_rejects_only_the_sample_that_failed(tmp_path, server):
     server.replies = [chat(json.dumps(SAID)), chat(None, refusal="No."), chat(json.dumps(SAID))]
-    options = {"base_url": server.base_url, "model": "m", "sees_images": True, "parts": False, "repair": 0}
+    options = {"base_url": server.base_url, "model": "m", "sees_images": True, "parts": False, "repair": 0,
+               "concurrency": 1}
     stage = caption.make_stage(caption.Params(captioner="llm", options=options), Context(tmp_path))
     assert stage.pixels and "127.0.0.1" not in json.dumps([stage.params.model_dump(), dict(stage.ingredients)])
     names = ("s1", "s2", "s3")

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from infra.errors import ConfigError
 from infra.keys import sha256
 from infra.llm import Address, Answer, Client, Endpoint, Message, Policy, RequestCache
+from infra.outbound import Outbound
 from infra.storage import resolve
 from transforms.captioners.brief import PIXELS, Brief, answer_form, brief_of
 from transforms.captioners.looking import Shown, pictures
@@ -41,6 +42,8 @@ NAME = "llm"
 REQUIRES = {"openai": "openai"}
 VERSION = "2"
 WANTS_PIXELS = attrgetter("sees_images")
+AHEAD = 2
+"""Samples prepared for each request in flight, so that no request waits for its words."""
 ATTEMPTS = 1
 """The client retries by itself; retrying a whole sample on top would multiply its patience."""
 PROMPTS = Path(__file__).with_name("prompts")
@@ -91,12 +94,28 @@ class Params(BaseModel):
     timeout_s: float = Field(120, gt=0, exclude=True, description="longest wait for the server to say anything")
     deadline_s: float = Field(600, gt=0, exclude=True, description="no attempt is begun after this many seconds")
     attempts: int = Field(6, ge=1, exclude=True, description="attempts at a request that could not be served")
+    concurrency: int = Field(4, ge=1, exclude=True, description="requests in flight from one worker")
+    requests_per_minute: float | None = Field(
+        None, gt=0, exclude=True, description="limit that all workers of a machine keep together; null: none"
+    )
+    tokens_per_minute: float | None = Field(None, gt=0, exclude=True, description="likewise, of tokens")
+    outbound: Outbound = Field(
+        "plain", exclude=True, description="what is looked for in texts that leave this machine: plain, strict or off"
+    )
+    batch: bool = Field(
+        False, exclude=True, description="collect requests for the Batch API (`medloom batch`) instead of asking now"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Params:
         if (self.base_url is None) == (not self.base_urls):
             raise ValueError("give either base_url or base_urls")
         return self
+
+
+def CONCURRENCY(params: Params) -> int:
+    """How many samples are under way at a time."""
+    return AHEAD * params.concurrency if params.concurrency > 1 else 1
 
 
 def ingredients(params: Params) -> Mapping[str, str]:
@@ -106,7 +125,7 @@ def ingredients(params: Params) -> Mapping[str, str]:
         return prompts
     from transforms.claims import grade
 
-    graded = {"grade": str(getattr(grade, "VERSION", "1")), "repair_prompt": sha256(_repair_prompt(params).encode())}
+    graded = {"grade": grade.VERSION, "repair_prompt": sha256(_repair_prompt(params).encode())}
     return prompts | graded
 
 
@@ -169,11 +188,13 @@ class Captioner:
     def ask(self, brief: Brief, sample: SampleRows, prompt: str, text: str, form: type[BaseModel]) -> Answer[Any]:
         """What the model answers to a text about a sample, with the pictures that the recipe asks for."""
         policy = cast(Policy, self.policies.get(sample.image["source"], "local"))
+        language = None if self.params.languages else self.params.language  # an answer in several is in none
         system = Message("system", prompt)
         if not self.params.sees_images:
-            return self.asker.ask([system, Message("user", text)], form, policy)
+            return self.asker.ask([system, Message("user", text)], form, policy, language=language)
         note, shown = pictures(sample, brief, self.params.picture, self.params.max_side)
-        return self.asker.ask([system, Message("user", text + note, shown)], form, policy)
+        asked = [system, Message("user", text + note, shown)]
+        return self.asker.ask(asked, form, policy, language=language)
 
     def _asked(self, brief: Brief, facts: Facts, sample: SampleRows) -> list[dict[str, Any]]:
         answer = self.ask(brief, sample, self.template, brief.request, answer_form(brief))

@@ -14,8 +14,8 @@ What a row denies may only be denied, what it doubts only be doubted (doubt abou
 denies no particular finding. Words for looks pass only as words of a measure of what they are said of, or of a label
 or source text. The rules for places stand in places.py, for amounts in amounts.py, for denials in polarity.py.
 
-Questions claim nothing. Of a text in another language than English only its numbers are read, and only wrong ones are
-listed. `knowledge` speaks of no image: each of its sentences must stand in a passage.
+Questions claim nothing. A lay text is read in the terms that follow its plain names (plain.py). Of a text in another
+language than English only its numbers are read, and only wrong ones are listed. `knowledge` speaks of no image: each of its sentences must stand in a passage.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ from transforms.claims.names import (
     read_views,
 )
 from transforms.claims.places import judge_places, read_places, read_relations, read_sides
+from transforms.claims.plain import in_terms
 from transforms.claims.problems import problems
 from transforms.claims.reading import Reading, Subject
 from transforms.claims.splitting import sentences, stem
 from transforms.facts import Facts
 from transforms.stage import SampleRows
 
+VERSION = "1"
+"""Moves when a grade may: a captioner writes again what fails it."""
 CLAIMLESS = frozenset({"question", "choices"})
 """Kinds of texts that ask and do not state."""
 ABOUT_IMAGE = re.compile(r"[?]\s*$")
@@ -67,6 +70,8 @@ def grade_by(text: Mapping[str, Any], known: Known) -> Grade:
     if kind == "knowledge":
         return Grade(tuple(_knowledge(text, known)), wrong)
     english = text["language"].partition("-")[0].lower() == "en"
+    if kind == "lay":
+        text = {**text, "text": in_terms(words)}
     claims = tuple(_claims(text, known))
     if not english:
         claims = tuple(

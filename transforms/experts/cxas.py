@@ -98,8 +98,8 @@ def ingredients(params: Params) -> Mapping[str, str]:
 
 
 def applies(image: Mapping[str, Any]) -> str | None:
-    """None: `find` keeps to the card."""
-    return None
+    """Why it does not look at the image."""
+    return CARD.why_not(image)
 
 
 def find(pixels: Pixels, image: Mapping[str, Any], params: Params) -> list[Region]:

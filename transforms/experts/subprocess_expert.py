@@ -30,15 +30,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from infra.errors import Terminal
 from infra.storage import resolve
 from transforms.adapters.commands import program_of, run
 from transforms.adapters.folders import contents_sha256
+from transforms.adapters.pictures import label_picture, written
 from transforms.adapters.wanted import Named, Shown, card_of, refuse_others
 from transforms.decoded import Pixels, Region
 from transforms.experts.card import Card, Trust
@@ -139,7 +137,7 @@ def _all(read: Any, classes: Mapping[str, Named], size: tuple[int, int], out: Pa
 
 
 def _label_map(out: Path, classes: Mapping[str, Named], size: tuple[int, int]) -> Iterator[Region]:
-    values = _picture(out / "labels.png", size)
+    values = label_picture(out / "labels.png", size)
     for value, named in sorted(classes.items(), key=lambda entry: int(entry[0])):
         if (mask := values == int(value)).any():
             yield Region(named.label, named.role, mask=mask, ontology_id=named.ontology_id)
@@ -150,7 +148,7 @@ def _masks(out: Path, classes: Mapping[str, Named], size: tuple[int, int]) -> It
     if there and not there & set(classes):
         raise Terminal("NO_KNOWN_CLASS", f"the program wrote {min(there)}.png, which `classes` does not name")
     for name, named in sorted(classes.items()):
-        if name in there and (mask := _picture(out / f"{name}.png", size) != 0).any():
+        if name in there and (mask := label_picture(out / f"{name}.png", size) != 0).any():
             yield Region(named.label, named.role, mask=mask, ontology_id=named.ontology_id)
 
 
@@ -166,7 +164,7 @@ class _Box(BaseModel):
 
 def _boxes(out: Path, classes: Mapping[str, Named], size: tuple[int, int]) -> Iterator[Region]:
     try:
-        found = TypeAdapter(list[_Box]).validate_json(_written(out / "boxes.json").read_bytes())
+        found = TypeAdapter(list[_Box]).validate_json(written(out / "boxes.json").read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -179,27 +177,3 @@ def _boxes(out: Path, classes: Mapping[str, Named], size: tuple[int, int]) -> It
         if named := classes.get(one.label):
             score = None if one.score is None else round(one.score, 3)
             yield Region(named.label, named.role, box=one.box, ontology_id=named.ontology_id, score=score)
-
-
-def _picture(path: Path, size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """(height, width) values of a PNG of one channel. Its size is looked at before it is decoded."""
-    height, width = size
-    try:
-        with Image.open(_written(path), formats=["PNG"]) as image:
-            if image.size != (width, height):
-                raise Terminal(
-                    "OUTPUT_SIZE", f"{path.name} is {image.width} x {image.height}, the picture {width} x {height}; "
-                    "the program must write on the grid of its input",
-                )
-            if image.mode not in ("1", "L", "P", "I", "I;16"):
-                raise Terminal("OUTPUT_UNREADABLE", f"{path.name} has the channels {image.mode}; write one")
-            return np.asarray(image).astype(np.int32)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise Terminal("OUTPUT_UNREADABLE", f"{path.name} is no whole PNG; see what the program wrote") from error
-
-
-def _written(path: Path) -> Path:
-    """The file. Raises Terminal where the program did not write it, or wrote a link."""
-    if path.is_symlink() or not path.is_file():
-        raise Terminal("NO_OUTPUT", f"the program ended well but wrote no file {path.name} into {{out}}")
-    return path
