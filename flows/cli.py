@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.batches import app as batch_app
 from flows.catalogue import app as catalog_app
 from flows.deidentify import deid
 from flows.show import show
@@ -20,6 +21,7 @@ app = typer.Typer(
     help="Build medical image-text datasets in the open: sources in, grounded and checked captions out.",
 )
 knowledge_app = typer.Typer(no_args_is_help=True, help="Knowledge bases that captions are retrieved from.")
+app.add_typer(batch_app, name="batch")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(knowledge_app, name="knowledge")
 app.add_typer(weights_app, name="weights")

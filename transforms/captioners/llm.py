@@ -129,20 +129,24 @@ def ingredients(params: Params) -> Mapping[str, str]:
     return prompts | graded
 
 
-def open_captioner(params: Params, context: Context) -> Captioner:
-    """Connects lazily: nothing is sent before the first sample. Raises ConfigError for a missing key or prompt."""
+def endpoints(params: Params) -> list[Endpoint]:
+    """The endpoints it asks: `medloom batch` submits and collects what waits for them."""
     alike = (set(Endpoint.model_fields) & set(Params.model_fields)) - {"base_url"}
     settings = {name: getattr(params, name) for name in alike}
     urls = params.base_urls or (params.base_url,)
-    endpoints = [Endpoint(base_url=url, **settings) for url in urls if url is not None]
+    return [Endpoint(base_url=url, **settings) for url in urls if url is not None]
+
+
+def open_captioner(params: Params, context: Context) -> Captioner:
+    """Connects lazily: nothing is sent before the first sample. Raises ConfigError for a missing key or prompt."""
     cache = RequestCache(context.cache / "llm")
     asker: Asker
-    if len(endpoints) == 1:
-        asker = Client(endpoints[0], cache)
+    if len(asked := endpoints(params)) == 1:
+        asker = Client(asked[0], cache)
     else:
         from infra.llmpool import Pool
 
-        asker = Pool(endpoints, cache)
+        asker = Pool(asked, cache)
     return Captioner(params, _prompt(params), asker, context.policies)
 
 
