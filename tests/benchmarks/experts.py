@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from infra import weights
 from infra.errors import ConfigError, Dropped
 from transforms.experts import cells as cellexpert
-from transforms.experts import meshnet
+from transforms.experts import chestxray, ct, histology, meshnet
 
 DATA = Path(os.environ.get("MEDLOOM_DATA", Path(__file__).parents[3] / "shared" / "data"))
 Mask = npt.NDArray[np.bool_]
@@ -78,6 +78,76 @@ def cells() -> Scores:
     return {f"F1 of {images} images": 2 * hits / objects}
 
 
+def nuclei() -> Scores:
+    """F1 of nuclei in stained tissue, over the images that the expert does not refuse."""
+    hits = objects = images = 0
+    for folder in sorted((DATA / "segmentation" / "dsb2018" / "stage1_train").iterdir()):
+        pixels = np.asarray(Image.open(next((folder / "images").iterdir())).convert("RGB"))
+        try:
+            found = [r.mask for r in histology.find(pixels, {}, histology.Params()) if r.mask is not None]
+        except Dropped:  # fluorescence
+            continue
+        truth = [np.asarray(Image.open(path).convert("L")) > 0 for path in sorted((folder / "masks").iterdir())]
+        hits, objects, images = hits + matched(found, truth), objects + len(found) + len(truth), images + 1
+    return {f"F1 of {images} images": 2 * hits / objects}
+
+
+def lung_fields() -> Scores:
+    """Mean Dice where both lungs were found, and in how many of the radiographs with a mask."""
+    folder = DATA / "classification" / "covid_cxr_nc"
+    images = {path.name: path for path in (folder / "images").rglob("*.*")}
+    scores, asked = [], 0
+    for path in sorted((folder / "semantic_masks_v7labs_lungs").iterdir()):
+        truth = np.asarray(Image.open(path).convert("L")) > 127
+        if not truth.any():
+            continue
+        asked += 1
+        pixels = np.asarray(Image.open(images[path.name]).convert("L"))
+        try:
+            found = [r.mask for r in chestxray.find(pixels, {"view": "PA"}, chestxray.Params()) if r.mask is not None]
+        except Dropped:
+            continue
+        if found:
+            scores.append(dice(np.logical_or.reduce(found), truth))
+    return {"mean Dice": float(np.mean(scores)), f"found, of {asked}": len(scores)}
+
+
+def ct_scan() -> Scores:
+    """Dice of lungs and bone with a model's labels; share of all labelled voxels inside the body."""
+    import json
+
+    import nibabel
+
+    folder = DATA / "nifti" / "totalseg_ct_msd"
+    names = json.loads((folder / "dataset.json").read_text())["labels"]
+    image = nibabel.load(folder / "imagesTr" / "example_ct.nii.gz")
+    labels = np.asarray(nibabel.load(folder / "labelsTr" / "example_ct.nii.gz").dataobj).astype(int)
+    values, spacing = np.asarray(image.dataobj, np.float32), tuple(map(float, image.header.get_zooms()))
+
+    def named(*words: str) -> Mask:
+        return np.isin(labels, [int(value) for value, name in names.items() if name.startswith(words)])
+
+    bone = named("vertebrae", "sacrum", "hip", "femur", "rib")
+    return {
+        "Dice lungs": dice(ct.lungs(values, spacing), named("lung_")),
+        "Dice bone": dice(ct.bone(values, spacing), bone),
+        "in body": float(ct.body(values, spacing)[labels > 0].mean()),
+    }
+
+
+def brain_mask() -> Scores:
+    """Dice with the template's grey and white matter (the mask holds the fluid too), and how much of these it holds."""
+    from transforms.experts import deepbet
+    from transforms.scans.volumes import Scan
+
+    values, affine = _template("t1")
+    (found,) = deepbet.segment(Scan(values, affine, "MR", "head"), deepbet.Params())
+    whole = np.zeros(values.shape, bool)
+    whole[tuple(slice(at, at + n) for at, n in zip(found.corner, found.mask.shape, strict=True))] = found.mask
+    truth = (_template("gm")[0] > 127) | (_template("wm")[0] > 127)
+    return {"Dice matter": dice(whole, truth), "matter inside": float(whole[truth].mean())}
+
+
 def _template(kind: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     import nibabel
 
@@ -118,6 +188,10 @@ def parcels() -> Scores:
 
 
 MEASURED = (
+    Measured("nuclei", "Data Science Bowl 2018", "segmentation/dsb2018", nuclei),
+    Measured("lung_fields", "covid-chestxray", "classification/covid_cxr_nc", lung_fields),
+    Measured("ct", "TotalSegmentator's test scan", "nifti/totalseg_ct_msd", ct_scan),
+    Measured("brain_mask", "MNI ICBM 152 template", "nifti/mni_icbm152", brain_mask),
     Measured("cells", "Data Science Bowl 2018", "segmentation/dsb2018", cells),
     Measured("meshnet tissue", "MNI ICBM 152 template", "nifti/mni_icbm152", tissue, meshnet.WEIGHTS["tissue"]),
     Measured(
