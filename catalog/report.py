@@ -60,7 +60,8 @@ QUERIES: Mapping[str, str] = {
           arg_min(message, (item, message)) AS example
         FROM rejects GROUP BY 1, 2, 3, 4 ORDER BY rows DESC, 1, 2, 3, 4""",
     "verdicts": """
-        SELECT "check", version, count(*) FILTER (verdict = 'pass') AS pass, count(*) FILTER (verdict = 'fail') AS fail,
+        SELECT regexp_replace("check", '/(roi:.*|[0-9]+)$', '') AS "check", version,
+          count(*) FILTER (verdict = 'pass') AS pass, count(*) FILTER (verdict = 'fail') AS fail,
           count(*) FILTER (verdict NOT IN ('pass', 'fail')) AS unknown, avg(value) AS "mean value"
         FROM checks GROUP BY 1, 2 ORDER BY 1, 2""",
     "licences": """

@@ -174,7 +174,7 @@ _LAYERS = (
         Field("area_fraction", F64, "mask pixels (or box area where there is no mask) over image pixels, 0 to 1", True),
         Field("position", STR, "place in words, see transforms/regions.py for the bin edges", True),
         Field("score", F32, "confidence 0 to 1; null: not given"),
-        Field("expert", STR, "the expert that found it, or 'source', or 'source:RATER'", True),
+        Field("expert", STR, "the expert that found it, or 'source', 'source:RATER' or 'human:REVIEWER'", True),
         Field("expert_weights_sha256", STR, "hash of the expert's weights; null: it has none"),
         Field("origin", STR, "given, predicted or human", True),
         Field("trust", STR, "boundary, box or presence: how far the outline may be believed", True),
@@ -214,7 +214,8 @@ _LAYERS = (
         Field("text", STR, "the text", True),
         Field("evidence", _list(STR), "what it rests on: label:ID, roi:ID, measure:ID, passage:ID, text:ID, "
               "image:FIELD; words cut from a text: text:ID@START:END", True),
-        Field("generator", STR, "source, or the captioner's name and version; of questions /topic/form too", True),
+        Field("generator", STR, "source, human, or the captioner's name and version; of questions /topic/form too",
+              True),
         Field("model", STR, "model id as the server answered it; null: no model"),
         Field("prompt_sha256", STR, "hash of the prompt template; null: no prompt"),
         Field("request_sha256", STR, "key of the request in the cache; null: no request"),

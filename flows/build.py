@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from catalog import catalog, checks, report
+from catalog import catalog, checks, datacard, report, review_sheet
 from catalog.builds import Build, last_snapshot, numbers
 from flows.knowledge import ensure_knowledge
 from flows.plan import Chain, Plan, make_plan
@@ -182,7 +182,8 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
         broken = [v for v in results if v.critical and not v.success]
         build = draft.model_copy(update={"validations": results, "status": "refused" if broken else "snapshot"})
         catalog.add_build(con, home, build)
-        report.write(home, build, con)
+        for page in (report, review_sheet, datacard):
+            page.write(home, build, con)
         build.write(home)
     if broken:
         why = "; ".join(f"{v.layer}: {v.expectation} ({v.detail})" for v in broken)

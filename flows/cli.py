@@ -92,6 +92,26 @@ def export(
 
 
 @app.command()
+def browse(
+    home: Home,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Nobody can decide anything.")] = False,
+) -> None:
+    """Look at the dataset in a browser, and review it; decisions become rows in the next build."""
+    from flows.browse import browse as run
+
+    run(home, port, read_only)
+
+
+@app.command()
+def card(home: Home, at: Annotated[int | None, typer.Option(help="Snapshot; default: the newest.")] = None) -> None:
+    """The data card of a snapshot, as markdown."""
+    from catalog.datacard import card_markdown
+
+    typer.echo(card_markdown(home, at))
+
+
+@app.command()
 def verify(home: Home) -> None:
     """Rehash every shard of the newest snapshot and check that no row vanished."""
     from rich.progress import track

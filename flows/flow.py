@@ -25,7 +25,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.states import Cancelled
 
-from catalog import report, sheet
+from catalog import report, review_sheet, sheet
 from catalog.builds import Build
 from catalog.catalog import query, reader
 from catalog.gc import building
@@ -179,8 +179,10 @@ def _publish(client: SyncPrefectClient, home: Path, made: Build) -> None:
         _show(client, key, "table", json.dumps(rows, default=str), f"{snapshot}: {about}")
     with reader(home, made.number) as con:
         cards = sheet.markdown(sheet.cards(con, home))
+        looks = review_sheet.markdown(review_sheet.reviews(con, home))
     # the UI shows character references in lists as they stand, and obeys backslashes everywhere
     _show(client, "contact-sheet", "markdown", cards, f"{snapshot}: samples with their regions and captions")
+    _show(client, "review-sheet", "markdown", looks, f"{snapshot}: each expert's worst, oddest and random pictures")
     page = report.path(made)
     link = f"{address}/{page.removeprefix('reports/')}" if (address := served(home).get("reports")) else ""
     file = (home / page).resolve()
