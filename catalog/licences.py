@@ -7,11 +7,17 @@ under one of the licences, is null, and null is not open.
 'CC-BY-NC-4.0'
 >>> strictest(["CC-BY-SA-4.0", "CC-BY-NC-4.0"]), strictest(["CC-BY-4.0", None])
 (None, None)
+>>> class_of("CC-BY-NC-4.0"), class_of(None), Policy.of("open,LicenseRef-X").fits("LicenseRef-X")
+('research', 'unknown', True)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from infra.errors import ConfigError
 
 FREE = frozenset({"CC0-1.0", "PDDL-1.0", "PUBLIC-DOMAIN", "PUBLIC-DOMAIN-US", "UNLICENSE", "0BSD"})
 """Codes that ask for nothing."""
@@ -23,6 +29,7 @@ ATTRIBUTION = frozenset({
 SHARE_ALIKE = frozenset({"ODBL-1.0"})
 
 
+@cache
 def demands(code: str) -> frozenset[str] | None:
     """What a licence asks for: a set of BY, SA, NC, ND; None for a code that is not known here."""
     name = code.upper()
@@ -63,3 +70,48 @@ def strictest(codes: Iterable[str | None]) -> str | None:
         everything |= one
     covering = [code for code, one in asked.items() if one == everything]
     return covering[-1] if covering else None
+
+
+CLASSES = ("open", "research", "other", "unknown")
+
+
+def class_of(code: str | None) -> str:
+    """What may be done under a licence, as one word.
+
+    open: use for any purpose, perhaps with a notice or under the same licence; research: not commercially, or not
+    changed (NC, ND); other: a code whose terms are not known here; unknown: no licence is known.
+    """
+    if code is None:
+        return "unknown"
+    asked = demands(code)
+    if asked is None:
+        return "other"
+    return "research" if asked & {"NC", "ND"} else "open"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which licences a use takes: words of CLASSES, each with those before it but `unknown`, or codes by name.
+
+    `open` takes open ones, `research` open and research ones, `all` everything, the unknown too. A code such as
+    LicenseRef-NIH-CXR is taken where it is named, after its terms were read.
+    """
+
+    words: tuple[str, ...] = ("all",)
+
+    @classmethod
+    def of(cls, words: str) -> Policy:
+        """From words with commas between them. Raises ConfigError for an empty one."""
+        parts = tuple(part.strip() for part in words.split(","))
+        if not all(parts):
+            raise ConfigError("--licences: write open, research or all, or codes such as open,LicenseRef-NIH-CXR")
+        return cls(parts)
+
+    @cache  # noqa: B019  a handful of codes and policies
+    def fits(self, code: str | None) -> bool:
+        if "all" in self.words:
+            return True
+        kind = class_of(code)
+        return kind in self.words or (kind == "open" and "research" in self.words) or (
+            code is not None and code.upper() in {word.upper() for word in self.words}
+        )

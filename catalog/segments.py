@@ -5,8 +5,8 @@
 The invariant: a segment never changes once the index names it, so any number of readers may have it open while a
 writer works. New rows stand in the index itself; once they are more than SPILL they move to a new segment, together
 with the segments before it that are smaller than twice what has come together: so there are few, and each row is moved
-a few times only. Rows of shards that no build names any more are left behind then. Segments are sorted by sample, so
-that what is said about one is found without reading the rest.
+a few times only. Rows of shards that no build names any more are left behind then. Segments are sorted by shard:
+neighbours are alike, so what people count by is small to read (sorted by sample, counting takes four times as long).
 
 A file that neither the index nor its published copy names is left over from a writer that died, or of a merge.
 """
@@ -79,7 +79,7 @@ def _write(con: Any, home: Path, name: str, taken: Sequence[str]) -> int:
         parts = [f"SELECT * FROM {layer}_rows", *(f"SELECT * FROM {old}.{layer}_rows" for old in sorted(taken))]
         (count,) = con.execute(
             f"INSERT INTO {name}.{layer}_rows BY NAME SELECT * FROM ({' UNION ALL BY NAME '.join(parts)}) "
-            f"WHERE shard_id IN (SELECT id FROM shards) ORDER BY {LAYERS[layer].key[0]}, shard_id"
+            "WHERE shard_id IN (SELECT id FROM shards) ORDER BY shard_id"
         ).fetchone()
         rows += count
     con.execute(f"CHECKPOINT {name}")

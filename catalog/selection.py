@@ -1,9 +1,12 @@
-"""A selection: the samples of a snapshot that an SQL condition picks, with everything said about them.
+"""A selection: the samples of one snapshot that an SQL condition picks, with everything said about them.
 
 The list of sample ids is the reproducible thing: a snapshot's number and a condition (that is not itself random) pick
 the same samples each time, and rows come in one order: by source, by shard, by place in the shard. `sha256` names the
 set of samples alone, so it also stays when they are stored in other shards. Rows are streamed: memory holds the ids,
 one row group of pictures, and what is said about the samples of one partition.
+
+Under a licence policy, samples whose image does not fit are refused, and so are those of retracted articles; of the
+samples that stay, labels, regions and texts that do not fit are left out. Null is unknown, and unknown fits `all` only.
 
 >>> selection = Selection(home, where="modality = 'CT' AND width >= 512")
 >>> len(selection), next(selection.rows()).caption(["global"])["text"]
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +28,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.catalog import CatalogError, reader
+from catalog.licences import Policy, class_of
 from catalog.schema import LAYERS
 from infra.errors import ConfigError
 from infra.keys import key
 
+ALL = Policy()
 ABOUT = ("labels", "rois", "texts")
 """Layers that travel with a sample."""
 _MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
@@ -40,6 +46,12 @@ JOIN shards other ON other.unit = unit.id
 WHERE mine.path = ? AND NOT unit.quarantined ORDER BY other.path
 """
 """What is said about a sample lies in shards of its own partition: no scan of whole layers for each shard."""
+_JUDGED = """
+SELECT i.sample_id, i.source, i.shard, i.article_id, i.licence_image, i.licence_annotation,
+  coalesce(a.retracted, false) AS retracted
+FROM picked i LEFT JOIN (SELECT article_id, bool_or(retracted) AS retracted FROM articles GROUP BY article_id) a
+USING (article_id)
+"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,8 @@ class Row:
     labels: Sequence[Mapping[str, Any]]
     rois: Sequence[Mapping[str, Any]]
     texts: Sequence[Mapping[str, Any]]
+    copy: int = 0
+    """which repeat of the sample in a mixture this is, from 0"""
 
     @property
     def id(self) -> str:
@@ -59,7 +73,8 @@ class Row:
     @property
     def name(self) -> str:
         """What files of the sample are called: its id, or a hash of it where an id from elsewhere could be a path."""
-        return self.id if _PLAIN.fullmatch(self.id) else key("name", self.id)
+        name = self.id if _PLAIN.fullmatch(self.id) else key("name", self.id)
+        return f"{name}-{self.copy}" if self.copy else name
 
     @property
     def suffix(self) -> str:
@@ -82,6 +97,9 @@ class Selection:
     home: Path
     where: str = "true"
     at: int | None = None
+    policy: Policy = ALL
+    pixels: bool | None = None
+    """True: only samples whose image is open; False: only the others; None: both"""
 
     @cached_property
     def snapshot(self) -> int:
@@ -93,56 +111,142 @@ class Selection:
         return int(number)
 
     @cached_property
-    def _picked(self) -> pa.Table:
-        """(shard, samples), one row a shard; ids stay in Arrow, which takes a third of what Python strings do."""
+    def _judged(self) -> tuple[pa.Table, Counter[str]]:
+        """(shard, samples) of what is taken, one row a shard, ids in Arrow, which takes a third of what Python strings
+        do; and how many samples were refused, by reason."""
         import duckdb
 
         with reader(self.home, self.snapshot) as con:
             try:
                 # a relation's filter is parsed as one expression, so a condition cannot grow into another statement
-                picked = con.view("images").filter(self.where)
-                by_shard = picked.aggregate("source, shard, list(sample_id) AS samples", "source, shard")
-                return by_shard.order("source, shard").project("shard, samples").to_arrow_table()
+                picked = con.view("images").filter(self.where).query("picked", _JUDGED)
+                groups = picked.aggregate("licence_image, retracted, count(*) AS n", "licence_image, retracted")
+                found = groups.order("licence_image, retracted").fetchall()
+                taken = picked.filter(self._condition([code for code, _, _ in found]))
+                by_shard = taken.aggregate("source, shard, list(sample_id) AS samples", "source, shard")
+                table = by_shard.order("source, shard").project("shard, samples").to_arrow_table()
             except duckdb.Error as error:
                 raise ConfigError(f"--where {self.where!r} is not a condition over images: {error}") from None
+        refused: Counter[str] = Counter()
+        for code, retracted, n in found:
+            if not self.policy.fits(code):
+                refused[f"image licence {code or 'unknown'}"] += n
+            elif retracted and "all" not in self.policy.words:
+                refused["retracted article"] += n
+        return table, refused
+
+    def _condition(self, codes: Sequence[str | None]) -> str:
+        """SQL over columns of _JUDGED that is true of the samples taken."""
+        fit = {
+            code for code in codes
+            if self.policy.fits(code) and self.pixels in (None, class_of(code) == "open")
+        }
+        named = ", ".join("'" + code.replace("'", "''") + "'" for code in sorted(c for c in fit if c is not None))
+        either = [f"licence_image IN ({named})"] if named else []
+        either += ["licence_image IS NULL"] if None in fit else []
+        kept = "true" if "all" in self.policy.words else "NOT retracted"
+        return f"({' OR '.join(either) or 'false'}) AND {kept}"
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Reason -> samples that the condition picks and the policy does not take."""
+        return self._judged[1]
+
+    def ask(self, sql: str) -> pa.Table:
+        """The answer of the catalog to a SELECT of ours that may name `taken`: sample_id, source, shard, article_id,
+        licence_image, licence_annotation of the samples taken."""
+        with reader(self.home, self.snapshot) as con:
+            picked = con.view("images").filter(self.where).query("picked", _JUDGED)
+            codes = [code for (code,) in picked.project("licence_image").distinct().fetchall()]
+            return picked.filter(self._condition(codes)).query("taken", sql).to_arrow_table()
+
+    @property
+    def shards(self) -> pa.Table:
+        """(shard, samples): the shards of `images` in order, each with the ids taken of it, in no order."""
+        return self._judged[0]
 
     def __len__(self) -> int:
-        return sum(len(samples) for samples in self._picked["samples"])
+        return sum(len(samples) for samples in self.shards["samples"])
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the sample ids, sorted, a line feed after each."""
         digest = hashlib.sha256()
-        ids = pc.list_flatten(self._picked["samples"])
+        ids = pc.list_flatten(self.shards["samples"])
         for sample in ids.take(pc.sort_indices(ids)):
             digest.update(f"{sample}\n".encode())
         return digest.hexdigest()
 
-    def rows(self) -> Iterator[Row]:
-        """The samples in the order of their source, shard and place in the shard.
+    def rows(self, skip: int = 0, pictures: bool = True) -> Iterator[Row]:
+        """The samples in the order of their source, shard and place in the shard, without the first so many. Without
+        pictures `image` is null and no pixels are read.
 
         Raises CatalogError when a shard is gone or does not hold a sample that the catalog says it holds.
         """
+        shards = ((str(shard), ids.values) for shard, ids in zip(*self.shards.columns, strict=True))
+        return self.read(shards, skip, pictures=pictures)
+
+    def read(
+        self, shards: Iterable[tuple[str, pa.Array]], skip: int = 0, copy: int = 0, pictures: bool = True
+    ) -> Iterator[Row]:
+        """The samples of these shards, as `rows` gives them."""
         with reader(self.home, self.snapshot) as con:
-            for shard, samples in zip(*self._picked.columns, strict=True):
-                about = {layer: self._about(con, str(shard), layer) for layer in ABOUT}
-                missing = len(samples)
-                for image in self._images(str(shard), pa.array(samples.values)):
-                    yield Row(image, **{layer: rows.get(image["sample_id"], []) for layer, rows in about.items()})
+            for shard, samples in shards:
+                if skip >= len(samples):
+                    skip -= len(samples)
+                    continue
+                about = {layer: self._about(con, shard, layer) for layer in ABOUT}
+                missing = len(samples) - skip
+                for image in self._images(shard, samples, skip, pictures):
+                    said = {layer: rows.get(image["sample_id"], []) for layer, rows in about.items()}
+                    yield self._row(image, said, copy)
                     missing -= 1
                 if missing:
                     raise CatalogError(f"{shard} lacks {missing} of the samples picked; `medloom verify` says more")
+                skip = 0
 
-    def _images(self, shard: str, wanted: pa.Array) -> Iterator[dict[str, Any]]:
+    def _row(self, image: Mapping[str, Any], said: Mapping[str, list[dict[str, Any]]], copy: int) -> Row:
+        """A row without what the policy does not take. A region found by an expert goes with the image."""
+        labels, rois, texts = (said[layer] for layer in ABOUT)
+        if "all" not in self.policy.words:
+            fits = self.policy.fits
+            if not fits(image["licence_annotation"]):
+                labels, rois = [], [roi for roi in rois if roi["origin"] == "predicted"]
+            texts = [text for text in texts if fits(text["licence"])]
+        return Row(image, labels, rois, texts, copy)
+
+    def parts_left_out(self) -> dict[str, int]:
+        """Layer and licence -> rows about the samples taken that the policy leaves out."""
+        found: dict[str, int] = {}
+        for layer, licence, condition in (
+            ("labels", "t.licence_annotation", "true"), ("rois", "t.licence_annotation", "origin <> 'predicted'"),
+            ("texts", "l.licence", "true"),
+        ):
+            sql = (f"SELECT {licence} AS code, count(*) AS n FROM {layer} l JOIN taken t USING (sample_id) "
+                   f"WHERE {condition} GROUP BY ALL ORDER BY ALL")
+            for row in self.ask(sql).to_pylist():
+                if not self.policy.fits(row["code"]):
+                    found[f"{layer} under {row['code'] or 'an unknown licence'}"] = row["n"]
+        return found
+
+    def _images(self, shard: str, wanted: pa.Array, skip: int, pictures: bool) -> Iterator[dict[str, Any]]:
         """Rows of `images` by row group; groups without a wanted sample are not read."""
         with pq.ParquetFile(self._file(shard)) as file:
             for group in range(file.num_row_groups):
                 ids = file.read_row_group(group, columns=["sample_id"])["sample_id"]
                 picked = pc.indices_nonzero(pc.is_in(ids, wanted))
+                passed = min(skip, len(picked))
+                skip -= passed
+                picked = picked[passed:]
+                names = [n for n in file.schema_arrow.names if pictures or n != "image"]
                 if len(picked):
-                    table = file.read_row_group(group)
-                    for place in picked.to_pylist():  # one at a time, since turning a row to Python copies its picture
-                        yield table.slice(place, 1).to_pylist()[0]
+                    table = file.read_row_group(group, columns=names)
+                    images = table["image"] if pictures else None
+                    facts = table.select([n for n in names if n != "image"]).take(picked).to_pylist()
+                    del table
+                    for place, row in zip(picked.to_pylist(), facts, strict=True):
+                        # one at a time, since this copies the picture
+                        yield row | {"image": images[place].as_py() if images is not None else None}
 
     def _about(self, con: Any, shard: str, layer: str) -> dict[str, list[dict[str, Any]]]:
         """sample_id -> its rows of a layer, for the partition of a shard of images."""

@@ -84,11 +84,16 @@ def export(
     format: Annotated[str, typer.Option("--format", help="An exporter; `medloom plugins` lists them.")] = "webdataset",
     at: Annotated[int | None, typer.Option(help="Snapshot to export; default: the newest.")] = None,
     option: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A parameter of the exporter.")] = [],  # noqa: B006
+    licences: Annotated[
+        str, typer.Option(help="Which rows may be written: open, research (and NC, ND), all, or codes with commas.")
+    ] = "open",
+    pixels: Annotated[str, typer.Option(help="all, open (pointers for the others) or none (pointers only).")] = "all",
+    mixture: Annotated[Path | None, typer.Option(help="YAML file of conditions with weights.")] = None,
 ) -> None:
     """Write the rows that a condition picks in a training format."""
     from flows.export import run_export
 
-    typer.echo(run_export(home, where, format, out, at, option))
+    typer.echo(run_export(home, where, format, out, at, option, licences=licences, pixels=pixels, mixture=mixture))
 
 
 @app.command()

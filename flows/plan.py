@@ -16,9 +16,10 @@ from flows.recipe import Recipe, Source, find_recipe, load_recipe
 from infra.errors import ConfigError
 from infra.fileindex import FileIndex
 from infra.plugins import load
+from transforms.curation.dataset import WholeStage
 from transforms.ingest import WRITES, Ingest
 from transforms.stage import Context, Stage
-from transforms.unit import IngestUnit, StageUnit, Unit, Upstream, ingest_key, stage_key
+from transforms.unit import WHOLE, IngestUnit, Part, StageUnit, Unit, Upstream, WholeUnit, ingest_key, stage_key
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Chain:
     """manifests that stand already"""
     todo: tuple[Unit, ...]
     """what is left; empty when the partition is up to date, or its last manifest is quarantined"""
+    units: tuple[Unit, ...] = ()
+    """all of them, in order"""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the chain over the whole dataset, which begins when all others have ended."""
+        return self.partition is WHOLE or self.partition == WHOLE
 
 
 @dataclass(frozen=True)
@@ -58,14 +66,18 @@ def make_plan(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
     """List every source, and compare with what is done. Raises ConfigError when a source or a stage cannot work."""
     entries = latest(scan(home))
     context = context_of(recipe, home)
-    stages = [(c.name, load("stage", c.use).make_stage(c.params, context)) for c in recipe.stages]
+    made = [(c.name, load("stage", c.use).make_stage(c.params, context)) for c in recipe.stages]
+    stages = [(name, stage) for name, stage in made if not isinstance(stage, WholeStage)]
+    last = [(name, stage) for name, stage in made if isinstance(stage, WholeStage)]
+    if last and any(source.name == WHOLE.source for source in recipe.sources):
+        raise ConfigError(f"a source may not be called {WHOLE.source!r} beside {last[0][0]}; give it another name")
     with FileIndex(home / "cache" / "files.sqlite") as index:
         chains = tuple(
             _chain(source, partition, stages, home, entries, retry_failed)
             for source in recipe.sources
             for partition in load("connector", source.use).list_partitions(source.name, source.params, index)
         )
-    return Plan(chains)
+    return Plan((*chains, _kept(WHOLE, _over_all(chains, last, entries, retry_failed), entries)) if last else chains)
 
 
 def locate(recipe: str, item: str, home: Path, changes: Sequence[str]) -> Iterator[str]:
@@ -94,9 +106,15 @@ def _chain(
     source: Source, partition: Partition, stages: Sequence[tuple[str, Stage]], home: Path,
     entries: Mapping[str, Entry], retry_failed: bool,
 ) -> Chain:
+    return _kept(partition, _units(source, partition, stages, home, entries, retry_failed), entries)
+
+
+def _kept(partition: Partition, units: Iterator[Unit], entries: Mapping[str, Entry]) -> Chain:
+    """A chain of these units, parted into what stands and what is left."""
     done: list[Entry] = []
     todo: list[Unit] = []
-    for unit in _units(source, partition, stages, home, entries, retry_failed):
+    every = tuple(units)
+    for unit in every:
         entry = entries.get(unit.key)
         if entry is None or entry.attempt < unit.attempt:
             todo.append(unit)
@@ -104,7 +122,34 @@ def _chain(
             done.append(entry)
             if entry.quarantined:
                 break
-    return Chain(partition, tuple(done), tuple(todo))
+    return Chain(partition, tuple(done), tuple(todo), every)
+
+
+def _over_all(
+    chains: Sequence[Chain], stages: Sequence[tuple[str, WholeStage]], entries: Mapping[str, Entry], retry_failed: bool
+) -> Iterator[Unit]:
+    """The units over the whole dataset; a later one reads the checks of an earlier one where it asks for them."""
+    places = sorted(chains, key=lambda chain: chain.partition.place)
+    before: list[tuple[str, tuple[str, ...], Upstream]] = []
+    for name, stage in stages:
+        parts = [
+            Part(chain.partition.source, chain.partition.name,
+                 tuple(_as_upstream(u) for u in chain.units if stage.wants(u.work.name, u.writes)),
+                 tuple(map(_as_upstream, chain.units)))
+            for chain in places
+        ]
+        earlier = tuple(upstream for own, writes, upstream in before if stage.wants(own, writes))
+        parts.append(Part(WHOLE.source, WHOLE.name, earlier, tuple(upstream for _, _, upstream in before)))
+        upstream = tuple(u for part in parts for u in part.read)
+        key = stage_key(stage, upstream)
+        entry = entries.get(key)
+        attempt = 0 if entry is None else entry.attempt + (retry_failed and entry.retryable)
+        yield WholeUnit(name, stage, tuple(parts), upstream, key, attempt)
+        before.append((stage.name, stage.writes, Upstream(name, key, attempt)))
+
+
+def _as_upstream(unit: Unit) -> Upstream:
+    return Upstream(unit.stage, unit.key, unit.attempt)
 
 
 def _units(

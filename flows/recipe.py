@@ -188,16 +188,25 @@ def _split(entry: Mapping[str, Any], own: type[BaseModel], kind: str, base: Path
     plugin = load(kind, use).Params
     mine = {k: v for k, v in entry.items() if k in own.model_fields and k != "params"}
     theirs = {k: v for k, v in entry.items() if k not in mine}
-    for word in ("root", "path", "map"):
-        place = theirs.get(word)
-        if base is not None and isinstance(place, str) and not place.startswith("pkg:") and "://" not in place:
-            theirs[word] = str((base / Path(place).expanduser()).resolve())
+    theirs = _placed(theirs, base)
+    if isinstance(sets := theirs.get("sets"), list):
+        theirs["sets"] = [_placed(one, base) if isinstance(one, dict) else one for one in sets]
     known = [*own.model_fields, *plugin.model_fields]
     for word in theirs:
         if word not in plugin.model_fields:
             valid = ", ".join(k for k in known if k != "params")
             raise ConfigError(f"{kind} {use!r}: unknown key {word!r}{nearest(word, known)}; valid: {valid}")
     return {**mine, "params": checked(plugin, theirs, f"{kind} {entry.get('name', use)!r}")}
+
+
+def _placed(entry: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
+    """An entry whose paths are taken from the recipe's folder."""
+    placed = dict(entry)
+    for word in ("root", "path", "map", "known_issues"):
+        place = placed.get(word)
+        if base is not None and isinstance(place, str) and not place.startswith("pkg:") and "://" not in place:
+            placed[word] = str((base / Path(place).expanduser()).resolve())
+    return placed
 
 
 def _source(entry: Mapping[str, Any], base: Path) -> Source:

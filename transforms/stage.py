@@ -122,6 +122,10 @@ class Stage(Protocol):
         """Loads what is costly, once per worker; None when there is nothing to load."""
         ...
     @property
+    def concurrency(self) -> int:
+        """How many samples may be under way at a time in one worker, for stages that wait for servers."""
+        ...
+    @property
     def volumes(self) -> bool:
         """Whether it works on whole scans: then its state is a `Volumes`, and it has no `open`."""
         ...

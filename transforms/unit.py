@@ -20,10 +20,12 @@ import pyarrow as pa
 
 from catalog import shards
 from catalog.items import Partition
-from catalog.manifest import Entry, Manifest, find
+from catalog.manifest import Entry, Manifest, find, latest, scan
 from catalog.schema import LAYERS, VERSION
+from infra.inflight import in_order
 from infra.keys import key
 from infra.settings import be_quiet
+from transforms.curation.dataset import Dataset, WholeStage
 from transforms.ingest import WRITES, Ingest
 from transforms.stage import Outcome, Reject, Stage, Volumes, fingerprint, of_samples
 
@@ -105,10 +107,17 @@ class StageUnit:
         if self.work.volumes and self.source is not None:
             rows = {row["volume_id"]: row for row in shards.read(home, inputs, "volumes").to_pylist()}
             state = Volumes(rows, partial(self.source.scan, self.partition, home))
-        for images in shards.batches(home, inputs, self.work.pixels):
+
+        def done(images: pa.Table) -> tuple[list[str], Outcome]:
             ids = images["sample_id"].to_pylist()
             tables = {"images": images, **{name: of_samples(table, ids) for name, table in others.items()}}
-            yield ids, self.work(tables, state)
+            return ids, self.work(tables, state)
+
+        batches = shards.batches(home, inputs, self.work.pixels)
+        if self.work.concurrency > 1:  # else requests would drain where one batch ends
+            yield from in_order(done, batches, threads=2, ahead=2)
+        else:
+            yield from map(done, batches)
 
     def entries(self, home: Path) -> list[Entry]:
         """The manifests of what it reads, as their names tell."""
@@ -118,6 +127,73 @@ class StageUnit:
             if entry is None or entry.attempt != unit.attempt:
                 raise FileNotFoundError(f"{unit.stage} of {self.partition.place} has no manifest; run the build again")
             found.append(entry)
+        return found
+
+    def record(self, home: Path) -> dict[str, Any]:
+        """What the manifest says of the work."""
+        return {
+            "stage_version": self.work.version, "params": self.work.params.model_dump(mode="json"),
+            "ingredients": dict(self.work.ingredients), "inputs": tuple(u.name for u in self.upstream),
+        }
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a unit over the whole dataset reads of one partition."""
+
+    source: str
+    partition: str
+    read: tuple[Upstream, ...]
+    chain: tuple[Upstream, ...]
+    """all units of the partition in order: one that was quarantined ends the chain, and excuses those after it"""
+
+
+WHOLE = Partition("dataset", "all", (), ())
+"""Where the units over the whole dataset stand in the catalog."""
+
+
+@dataclass(frozen=True)
+class WholeUnit:
+    """One stage over the whole dataset, after the units of all partitions have ended."""
+
+    stage: str
+    """what the recipe calls it"""
+    work: WholeStage
+    parts: tuple[Part, ...]
+    upstream: tuple[Upstream, ...]
+    """what enters its key"""
+    key: str
+    attempt: int = 0
+    partition: Partition = WHOLE
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return self.work.writes
+
+    def expected(self, home: Path) -> list[str]:
+        """Nothing beside the samples of the one batch."""
+        return []
+
+    def outcomes(self, home: Path, state: Any) -> Iterator[tuple[list[str] | None, Outcome]]:
+        read = [shard for entry in self.entries(home) for shard in entry.read(home).shards]
+        dataset = Dataset(home, tuple(shard for shard in read if shard.layer in ("images", *self.work.reads)))
+        yield dataset.ids, self.work({}, dataset)
+
+    def entries(self, home: Path) -> list[Entry]:
+        """The manifests of what it reads, without those of quarantined units and of units after such."""
+        known = latest(scan(home))
+        found = []
+        for part in self.parts:
+            chain = [known.get(unit.key) for unit in part.chain]
+            cut = any(entry is not None and entry.quarantined for entry in chain)
+            for unit in part.read:
+                entry = known.get(unit.key)
+                if entry is not None and entry.attempt == unit.attempt and not entry.quarantined:
+                    found.append(entry)
+                elif not cut:
+                    raise FileNotFoundError(
+                        f"{unit.stage} of {part.source}/{part.partition} has no manifest; run the build again"
+                    )
         return found
 
     def record(self, home: Path) -> dict[str, Any]:
@@ -138,7 +214,7 @@ def stage_key(work: Stage, upstream: Sequence[Upstream]) -> str:
     return key("unit", [u.name for u in upstream], fingerprint(work), VERSION)
 
 
-Unit = IngestUnit | StageUnit
+Unit = IngestUnit | StageUnit | WholeUnit
 
 
 class BookkeepingError(Exception):

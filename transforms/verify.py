@@ -13,7 +13,8 @@ every time; a judge model may add its own, and takes none of theirs back.
     evidence     every id it cites, and every region it speaks of, is a row of this sample (value: share that is)
     modality     the modality words in it agree with images.modality (words: vocabulary.yaml)
     laterality   its left and right agree with the sides of its regions, of all regions where it speaks of none
-    numbers      every number in it stands in the facts, or counts regions, or is a share of the image (value: share)
+    numbers      every number in it stands in the facts, or counts regions, or is a share of the image (value: share);
+                 an answer to "where is …?" is the boxes of its regions, in one of the forms of instructions/boxes.py
     leak_phrase  it does not talk about its prompt (phrases: leak_phrases.yaml)
     judge        where a judge is set: what a model says of it (value: share of its claims that it finds supported)
 
@@ -36,13 +37,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.keys import key
 from transforms.claims import ingredients
-from transforms.claims.form import Grade
+from transforms.claims.form import Claim, Grade
 from transforms.claims.grade import grade_by
 from transforms.claims.judge import Judge, JudgeParams, open_judge, prompt_hash
 from transforms.claims.known import Known
@@ -50,6 +51,7 @@ from transforms.claims.lexicon import lexicon
 from transforms.claims.plain import FILE as PLAIN_NAMES
 from transforms.claims.problems import leak
 from transforms.facts import Facts, RegionFact, facts_of, of_source
+from transforms.instructions.boxes import Form, write_boxes
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 from transforms.vocabulary import FILE as VOCABULARY
 from transforms.vocabulary import named_modalities, table
@@ -60,6 +62,9 @@ REQUIRES: Mapping[str, str] = {}
 READS = ("images", "labels", "rois", "measures", "passages", "texts")
 LEAK_PHRASES = Path(__file__).with_name("leak_phrases.yaml")
 ABOUT_NO_IMAGE = frozenset({"knowledge", "question", "choices"})
+IN_BOXES = "/text_to_region/"
+"""Generators with this write answers that are boxes: numbers that no fact holds as they are written."""
+FORMS: tuple[Form, ...] = get_args(Form)
 VERDICTS = {"supported": "pass", "refuted": "fail", "unsupported": "unknown"}
 
 Verdict = tuple[str, float | None, str | None]
@@ -98,7 +103,8 @@ def _verified(claims: bool, sample: SampleRows, judge: Judge | None) -> Rows:
 def _checks(
     text: Mapping[str, Any], known: Known, sample: SampleRows, claims: bool, judge: Judge | None
 ) -> Iterator[dict[str, Any]]:
-    facts, grade = known.facts, grade_by(text, known)
+    facts, in_boxes = known.facts, IN_BOXES in text["generator"] and text["kind"] == "answer"
+    grade = grade_of_boxes(text, known) if in_boxes else grade_by(text, known)
     verdicts: dict[str, Callable[[], Verdict]] = {
         "support": lambda: _support(grade),
         "evidence": lambda: check_evidence(text, sample),
@@ -108,7 +114,7 @@ def _checks(
         verdicts |= {
             "modality": lambda: check_modality(text["text"], facts.modality),
             "laterality": lambda: check_laterality(text, facts),
-            "numbers": lambda: check_numbers(text, facts),
+            "numbers": lambda: check_boxes(text, facts) if in_boxes else check_numbers(text, facts),
         }
     for n, problem in enumerate(grade.problems, start=1):
         verdicts[f"problem/{n:02}"] = partial(_said, "fail", problem)
@@ -133,6 +139,28 @@ def _support(grade: Grade) -> Verdict:
     if grade.support is None:
         return "unknown", None, "claims nothing that the rules can judge"
     return "pass" if grade.support == 1 else "fail", grade.support, "; ".join(grade.reasons)[:1000] or None
+
+
+def grade_of_boxes(text: Mapping[str, Any], known: Known) -> Grade:
+    """The grade of an answer that is boxes: its regions lie there, and where it names a thing, they are that thing."""
+    name = re.search(r"<ref>(.*?)</ref>", text["text"])
+    named = grade_by({**text, "kind": "phrase", "text": name[1] if name else ""}, known)
+    verdict, _, reason = check_boxes(text, known.facts)
+    boxes = Claim(
+        text["text"], "position", "supported" if verdict == "pass" else "refuted",
+        tuple(f"roi:{roi}" for roi in text["roi_ids"]), None if verdict == "pass" else reason,
+    )
+    return Grade((*named.claims, boxes), named.problems)
+
+
+def check_boxes(text: Mapping[str, Any], facts: Facts) -> Verdict:
+    """Whether its boxes, in any of the forms of transforms/instructions/boxes.py, are those of its regions."""
+    regions = {region.id: region.box for region in facts.regions}
+    boxes = [regions[roi] for roi in text["roi_ids"] if roi in regions]
+    written = re.sub(r"<ref>.*?</ref>", "", text["text"])
+    if boxes and written in (write_boxes(boxes, (facts.width, facts.height), form) for form in FORMS):
+        return "pass", 1.0, "the boxes of its regions"
+    return "fail", 0.0, "its boxes are not those of its regions"
 
 
 def check_evidence(text: Mapping[str, Any], sample: SampleRows) -> Verdict:
@@ -251,6 +279,8 @@ def _plain_numbers(facts: Facts, evidence: Iterable[str]) -> set[float]:
     shown = [region.label for region in facts.regions if region.role != "body"]
     numbers = [facts.width, facts.height, facts.slice_index, *(facts.window or ()), *(facts.pixel_spacing or ())]
     numbers += [len(shown), *Counter(shown).values()]
+    numbers += [float(f"{side:g}") for side in facts.pixel_spacing or ()]  # as a sentence writes them
+    numbers += [0] if facts.slice_index is not None else []  # from which slices are counted
     numbers += _measured(facts)
     stated = {float(n.replace(",", "")) for w in words if w for n in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", w)}
     return stated | {abs(float(number)) for number in numbers if number is not None}

@@ -1,16 +1,19 @@
 """Hugging Face Parquet: a folder that `datasets.load_dataset` opens, with pictures, regions and texts as features.
 
 Row groups hold at most 100 rows and end at 100 MB (the hub's viewer fails on larger ones), image bytes are stored
-plain, and the schema metadata names the features, so an image column is an Image without a loading script.
+plain, and the schema metadata names the features, so an image column is an Image without a loading script. There is one
+configuration for each class of licences that the images have (`open`, `research`, `other`, `unknown`), the freest is
+the default: nobody gets rows under harder terms without naming them.
 
->>> datasets.load_dataset(str(out), split="train")[0]["rois"][0]["label"]
+>>> datasets.load_dataset(str(out), "open", split="train")[0]["rois"][0]["label"]
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from catalog.exports import CAPTION_KINDS, Counts
+from catalog.licences import CLASSES, class_of
 from catalog.schema import LAYERS
 from catalog.selection import ABOUT, Row
 
@@ -65,35 +69,6 @@ def feature(name: str, kind: pa.DataType) -> Any:
     return {"_type": "Value", "dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind))}
 
 
-def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
-    """Write data/SPLIT-00000-of-000NN.parquet and README.md, the dataset card."""
-    info = {"info": {"features": {f.name: feature(f.name, f.type) for f in FIELDS}}}
-    schema = FIELDS.with_metadata({"huggingface": json.dumps(info)})
-    plain = {"image.bytes", "image.path"}
-    packed = [path for path in _columns(schema) if path not in plain]
-    counts = Counts()
-    (out / "data").mkdir()
-    files: list[Path] = []
-    groups = _groups(rows)
-    group = next(groups, None)
-    while group is not None:
-        file = out / "data" / f"{params.split}-{len(files):05d}"
-        files.append(file)
-        with pq.ParquetWriter(
-            file, schema, compression=dict.fromkeys(plain, "NONE") | dict.fromkeys(packed, "ZSTD"),
-            use_dictionary=packed, write_page_index=True,
-        ) as writer:
-            size = 0
-            while group is not None and size < params.shard_mb * 1_000_000:
-                writer.write_table(pa.Table.from_pylist([_record(row, params, counts) for row in group], schema=schema))
-                size += sum(map(_size, group))
-                group = next(groups, None)
-    for number, file in enumerate(files):
-        file.rename(file.with_name(f"{params.split}-{number:05d}-of-{len(files):05d}.parquet"))
-    (out / "README.md").write_text(_card(params, counts))
-    return counts
-
-
 def _columns(schema: pa.Schema) -> list[str]:
     """Paths of the leaf columns as Parquet names them; settings given under another name are ignored without a word."""
     with io.BytesIO() as file:
@@ -102,46 +77,119 @@ def _columns(schema: pa.Schema) -> list[str]:
     return [columns.column(n).path for n in range(len(columns))]
 
 
-def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows in groups of at most GROUP_ROWS, each ended by the picture that makes it GROUP_BYTES."""
-    group: list[Row] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        size += _size(row)
-        if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+SCHEMA = FIELDS.with_metadata({
+    "huggingface": json.dumps({"info": {"features": {f.name: feature(f.name, f.type) for f in FIELDS}}})
+})
+PLAIN = ("image.bytes", "image.path")
+PACKED = [path for path in _columns(SCHEMA) if path not in PLAIN]
+"""Pictures are packed already."""
 
 
-def _size(row: Row) -> int:
-    return len(row.image["image"]["bytes"])
+def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
+    """Write data/CLASS/SPLIT-00000-of-000NN.parquet and README.md, the dataset card."""
+    counts, files = Counts(), dict[str, _Files]()
+    try:
+        for row in rows:
+            kind = class_of(row.image["licence_image"])
+            if kind not in files:
+                files[kind] = _Files(out / "data" / kind, params)
+            files[kind].add(row)
+            counts.add(row)
+        for each in files.values():
+            each.finish()
+    finally:
+        for each in files.values():
+            each.close()
+    (out / "README.md").write_text(_card(params, counts, [kind for kind in CLASSES if kind in files]), encoding="utf-8")
+    return counts
 
 
-def _record(row: Row, params: Params, counts: Counts) -> dict[str, Any]:
-    counts.add(row)
+class _Files:
+    """The files of one licence class. A group of rows is held back until it is full."""
+
+    def __init__(self, folder: Path, params: Params) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.params = folder, params
+        self.files: list[Path] = []
+        self.group: list[Row] = []
+        self.bytes = self.in_file = 0
+        self.writer: Any = None
+
+    def add(self, row: Row) -> None:
+        self.group.append(row)
+        self.bytes += len(row.image["image"]["bytes"])
+        if len(self.group) == GROUP_ROWS or self.bytes >= GROUP_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self.writer is None:
+            self.files.append(self.folder / f"{self.params.split}-{len(self.files):05d}")
+            self.in_file = 0
+            self.writer = pq.ParquetWriter(
+                self.files[-1], SCHEMA, compression=dict.fromkeys(PLAIN, "NONE") | dict.fromkeys(PACKED, "ZSTD"),
+                use_dictionary=PACKED, write_page_index=True,
+            )
+        self.writer.write_table(pa.Table.from_pylist([_record(row, self.params) for row in self.group], schema=SCHEMA))
+        self.in_file += self.bytes
+        self.group, self.bytes = [], 0
+        if self.in_file >= self.params.shard_mb * 1_000_000:
+            self.close()
+
+    def finish(self) -> None:
+        """Write what is held back, and give the files the names that tell how many there are."""
+        if self.group:
+            self._write()
+        self.close()
+        for number, file in enumerate(self.files):
+            file.rename(file.with_name(f"{self.params.split}-{number:05d}-of-{len(self.files):05d}.parquet"))
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
+def _record(row: Row, params: Params) -> dict[str, Any]:
     caption = row.caption(params.caption)
     about = {"labels": row.labels, "rois": row.rois, "texts": row.texts}
     return {**row.image, **about, "caption": caption["text"] if caption else None}
 
 
-def _card(params: Params, counts: Counts) -> str:
-    known = [name for name in counts.licences if name != "unknown"]
+def _card(params: Params, counts: Counts, classes: Sequence[str]) -> str:
+    """The card of the folder; its fields are those that huggingface_hub's DatasetCardData checks."""
+    codes = list(counts.licences)
+    one = codes[0] if len(codes) == 1 else None
+    licence = one.lower() if one and one != "unknown" and class_of(one) != "other" else "other"
+    size = next((name for most, name in _SIZES if counts.written < most), "n>1T")
     head = {
-        "license": known[0].lower() if len(counts.licences) == len(known) == 1 else "other",
-        "tags": ["medical", "image-text"],
-        "configs": [{
-            "config_name": "default",
-            "data_files": [{"split": params.split, "path": f"data/{params.split}-*.parquet"}],
-        }],
+        "license": licence, **({} if licence != "other" else {"license_name": "see-each-row"}),
+        "tags": ["medical", "image-text"], "size_categories": [size], "pretty_name": "Exported by medloom",
+        "configs": [
+            {"config_name": kind, **({"default": True} if kind == classes[0] else {}),
+             "data_files": [{"split": params.split, "path": f"data/{kind}/{params.split}-*.parquet"}]}
+            for kind in classes
+        ],
     }
-    lines = "\n".join(f"- {' '.join(name.split())}: {n} images" for name, n in sorted(counts.licences.items()))
+    lines = "\n".join(
+        f"- `{_said(name)}`, {class_of(None if name == 'unknown' else name)}: {n} images"
+        for name, n in sorted(counts.licences.items())
+    )
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# Exported by medloom\n\n{counts.written} samples. Licences of the images, one column a row "
-        f"(`licence_image`):\n\n{lines}\n\nBoxes are x0, y0, x1, y1 in pixels of the stored image, half-open; "
+        f"# Exported by medloom\n\n{counts.written} samples. Each configuration holds one class of licences: `open`, "
+        "`research` (not commercially, or not changed), `other` (terms of its own), `unknown`. Licences of the "
+        f"images, one column a row (`licence_image`):\n\n{lines}\n\n"
+        "ATTRIBUTIONS names the works they come from, KNOWN_ISSUES.json what is known to be wrong. "
+        "Boxes are x0, y0, x1, y1 in pixels of the stored image, half-open; "
         "masks are COCO run-length codes. `texts.evidence` names what each text rests on. Made texts may be wrong: "
         "they are for research, not for care.\n"
     )
+
+
+_SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
+          (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))
+
+
+def _said(code: str) -> str:
+    """A licence code as a card may show it: what a source wrote is no Markdown of ours."""
+    return re.sub(r"[^\w .:+-]", "?", " ".join(code.split()))[:80]

@@ -21,13 +21,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from catalog.exports import CAPTION_KINDS, Counts
+from catalog.exports import CAPTION_KINDS, NO_CAPTION, Counts
+from catalog.exports.conversations import TOKEN, share_box, talks
 from catalog.selection import Row
 from infra.keys import sha256
 
 NAME = "llava"
 REQUIRES: dict[str, str] = {}
-TOKEN = "<image>"
 INSTRUCTIONS = Path(__file__).with_name("instructions.yaml")
 BRIEF_WORDS = 30
 """Answers of fewer words get a question that asks for a brief one."""
@@ -73,7 +73,7 @@ def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
             name = f"{row.name}.{row.suffix}"
             records = list(_records(row, name, params))
             if not records:
-                counts.without_caption += 1
+                counts.left_out[NO_CAPTION] += 1
                 continue
             (out / "images" / name).write_bytes(row.image["image"]["bytes"])
             file.write(",\n" if counts.written else "\n")
@@ -87,7 +87,7 @@ def _records(row: Row, name: str, params: Params) -> Iterator[dict[str, Any]]:
     caption = row.caption(params.caption) if params.captions else None
     if caption is not None:
         yield {"id": row.id, "image": name, "conversations": _turns(row, str(caption["text"]), params)}
-    for talk in _talks(row.texts) if params.instructions else ():
+    for talk in talks(row.texts) if params.instructions else ():
         asked = talk[0][0]
         if not asked["generator"].startswith(params.asked_by or ""):
             continue
@@ -100,38 +100,14 @@ def _records(row: Row, name: str, params: Params) -> Iterator[dict[str, Any]]:
         }
 
 
-Turn = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""A question and its answer."""
-
-
-def _talks(texts: Sequence[Mapping[str, Any]]) -> Iterator[list[Turn]]:
-    """The conversations among the texts of a sample, by the evidence that ties them: an answer's begins with its
-    question, a later question's with the answer before it."""
-    questions = {f"text:{t['text_id']}": t for t in texts if t["kind"] in ("question", "choices")}
-    answers = {f"text:{t['text_id']}": t for t in texts if t["kind"] == "answer" and _tie(t) in questions}
-    following = {_tie(question): name for name, question in questions.items() if _tie(question) in answers}
-    first = {_tie(answer): name for name, answer in reversed(answers.items())}
-    for name, answer in answers.items():
-        if _tie(questions[_tie(answer)]) in answers:
-            continue
-        talk, seen = [(questions[_tie(answer)], answer)], {name}
-        while (question := following.get(name)) in first and (name := first[question]) not in seen:
-            talk.append((questions[question], answers[name]))
-            seen.add(name)
-        yield talk
-
-
-def _tie(text: Mapping[str, Any]) -> str:
-    return str(text["evidence"][0]) if text["evidence"] else ""
-
-
 def _turns(row: Row, caption: str, params: Params) -> list[dict[str, str]]:
     question = _instruction(row.id, caption) if params.vary else params.question
     turns = [("human", f"{TOKEN}\n{question}"), ("gpt", _safe(caption))]
     boxes = {roi["roi_id"]: roi["box"] for roi in row.rois}
     for text in row.texts if params.regions else ():
         if text["kind"] == "region" and len(text["roi_ids"]) == 1 and text["roi_ids"][0] in boxes:
-            turns.append(("human", params.region_question.replace("{box}", _box(boxes[text["roi_ids"][0]], row.image))))
+            where = share_box(boxes[text["roi_ids"][0]], row.image)
+            turns.append(("human", params.region_question.replace("{box}", where)))
             turns.append(("gpt", _safe(text["text"])))
     return [{"from": who, "value": value} for who, value in turns]
 
@@ -150,10 +126,3 @@ def _instructions() -> Mapping[str, Sequence[str]]:
 def _safe(text: str) -> str:
     """A text that holds the image token would make two images of one."""
     return text.replace(TOKEN, "image")
-
-
-def _box(box: Sequence[int], image: Mapping[str, Any]) -> str:
-    """A box as shares of the image's width and height; what reaches beyond the image ends at its edge."""
-    sides = (image["width"], image["height"]) * 2
-    shares = (min(max(at / side, 0), 1) for at, side in zip(box, sides, strict=True))
-    return f"[{', '.join(f'{share:.3f}' for share in shares)}]"

@@ -10,21 +10,22 @@ samples without a word. A GIF is written as a PNG of the same pixels, and `sha25
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from catalog.exports import CAPTION_KINDS, Counts, facts
+from catalog.exports import CAPTION_KINDS, NO_CAPTION, Counts, facts, picture
+from catalog.exports.progress import begun, counted
 from catalog.selection import Row
 from infra.keys import sha256
 
 NAME = "webdataset"
 REQUIRES: dict[str, str] = {}
+RESUMES = True
+BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 
 
 class Params(BaseModel):
@@ -38,24 +39,45 @@ class Params(BaseModel):
 
 def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
     """Write 00000.tar … and sizes.json. Samples without a caption are left out and counted."""
-    counts, sizes = Counts(), dict[str, int]()
+    sizes, counts = begun(out)
     stream = _captioned(rows, params, counts)
     first = next(stream, None)
     while first is not None:
-        name = f"{len(sizes):05d}.tar"
-        with tarfile.open(out / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-            sizes[name] = 0
-            while first is not None and tar.offset < params.shard_mb * 1_000_000:
+        with (
+            counted(out, f"{len(sizes):05d}.tar", sizes, counts) as draft,
+            open(draft, "wb", buffering=1 << 20) as tar,
+        ):
+            offset = 0
+            while first is not None and offset < params.shard_mb * 1_000_000:
                 row, caption = first
                 for suffix, data in _members(row, caption):
-                    member = tarfile.TarInfo(f"{row.name}.{suffix}")
-                    member.size, member.mode = len(data), 0o644
-                    tar.addfile(member, io.BytesIO(data))
-                sizes[name] += 1
+                    offset += sum(map(tar.write, _blocks(f"{row.name}.{suffix}", data)))
                 counts.add(row)
                 first = next(stream, None)
+            tar.write(bytes(-(offset + 2 * BLOCK) % RECORD + 2 * BLOCK))
     (out / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n")
     return counts
+
+
+def _blocks(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """A member of a tar: header, contents, zeros up to a whole block; what tarfile writes, in a third of its time.
+
+    Of a header only name (at 0), size (at 124) and the sum of its bytes (at 148, itself taken as spaces) differ.
+    """
+    title, size = name.encode("ascii"), b"%011o" % len(data)
+    total = _HEADER_SUM + sum(title) + sum(size)
+    start = title.ljust(100, b"\0") + _HEADER[100:124] + size + _HEADER[135:148]
+    return start + b"%06o\0 " % total + _HEADER[156:], data, bytes(-len(data) % BLOCK)
+
+
+def _empty_header() -> bytes:
+    member = tarfile.TarInfo("")
+    member.mode = 0o644
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+_HEADER = _empty_header()
+_HEADER_SUM = sum(_HEADER) - sum(_HEADER[148:156]) + 8 * ord(" ") - sum(_HEADER[124:135])
 
 
 def _captioned(rows: Iterable[Row], params: Params, counts: Counts) -> Iterator[tuple[Row, str]]:
@@ -63,23 +85,15 @@ def _captioned(rows: Iterable[Row], params: Params, counts: Counts) -> Iterator[
         if caption := row.caption(params.caption):
             yield row, str(caption["text"])
         else:
-            counts.without_caption += 1
+            counts.left_out[NO_CAPTION] += 1
 
 
 def _members(row: Row, caption: str) -> Iterator[tuple[str, bytes]]:
     """(extension, bytes) of the files of a sample."""
-    suffix, image = row.suffix, bytes(row.image["image"]["bytes"])
+    suffix, image = picture(row)
     record = {**facts(row), "labels": row.labels, "rois": row.rois, "texts": row.texts}
-    if suffix == "gif":
-        suffix, image = "png", _as_png(image)
+    if suffix != row.suffix:
         record["sha256"] = sha256(image)
     yield suffix, image
     yield "txt", caption.encode()
     yield "json", json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
-
-
-def _as_png(gif: bytes) -> bytes:
-    png = io.BytesIO()
-    with Image.open(io.BytesIO(gif), formats=["GIF"]) as image:
-        image.save(png, "PNG")
-    return png.getvalue()

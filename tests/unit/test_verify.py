@@ -135,6 +135,20 @@ def test_extent_of_a_box_is_no_known_number():
 
 
 @pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        ("<ref>liver</ref><box>[[100, 100, 400, 400]]</box>", set()), ("[10, 10, 40, 40]", set()),
+        ("<ref>liver</ref><box>[[100, 100, 400, 401]]</box>", {"numbers", "support"}),
+        ("<ref>spleen</ref><box>[[100, 100, 400, 400]]</box>", {"support"}),
+    ],
+)
+def test_an_answer_in_boxes_holds_where_they_are_those_of_its_regions(words, wrong):
+    given = known()
+    checks = judged(given, text(words, "answer", rois=[LIVER["roi_id"]], generator="questions@1/text_to_region/open"))
+    assert {name for name, (verdict, _) in checks.items() if verdict == "fail" and "/" not in name} == wrong
+
+
+@pytest.mark.parametrize(
     "words", ["The caption states a mass.", "Based  on the provided facts, a mass.", "I’m sorry, I see nothing."]
 )
 def test_leak_phrases(words):

@@ -15,7 +15,8 @@ denies no particular finding. Words for looks pass only as words of a measure of
 or source text. The rules for places stand in places.py, for amounts in amounts.py, for denials in polarity.py.
 
 Questions claim nothing. A lay text is read in the terms that follow its plain names (plain.py). Of a text in another
-language than English only its numbers are read, and only wrong ones are listed. `knowledge` speaks of no image: each of its sentences must stand in a passage.
+language than English only its numbers are read, and only wrong ones are listed. `knowledge` speaks of no image: each of
+its sentences must stand in a passage.
 """
 
 from __future__ import annotations

@@ -73,7 +73,9 @@ class Known:
 
     def _regions(self) -> Iterable[Entity]:
         for region in self.facts.regions:
-            concept = self._name(region.label, "anatomy" if region.role == "organ" else "finding")
+            lettered = region.role == "panel" and len(region.label) <= 2
+            name = f"panel {region.label}" if lettered else region.label
+            concept = self._name(name, "anatomy" if region.role == "organ" else "finding")
             roles = self.words.data["roles"].get(region.role, [])
             evidence = f"roi:{region.id}"
             self._say([*name_words(region.label), *name_words(region.expert.split("@")[0])], "present", evidence)

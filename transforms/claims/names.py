@@ -18,6 +18,9 @@ from transforms.vocabulary import modality_spans, table
 
 _MARKS = frozenset({"absent", "absence", "uncertain", "uncertainty", "normal"})
 
+BOUNDED = re.compile(r"\b(?:under|less than|below|up to|at most|over|more than|above|at least) ?$")
+"""What makes another amount of the number that follows."""
+
 
 def read_modalities(reading: Reading) -> None:
     """Judge the modality words that are no part of another name."""
@@ -154,7 +157,8 @@ def read_looks(reading: Reading) -> None:
                 whole = (at == 0 or not text[at - 1].isalnum()) and not text[
                     at + len(form) : at + len(form) + 1
                 ].isalnum()
-                if whole and tokens and reading.open(tokens):
+                bound = form[0].isdigit() and BOUNDED.search(text[:at])  # "under 0.1%" is another amount than "0.1%"
+                if whole and not bound and tokens and reading.open(tokens):
                     reading.looks.append((tokens, words))
                     reading.explain(tokens)
                 at = text.find(form, at + 1)
