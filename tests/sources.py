@@ -137,6 +137,7 @@ stages:
   - {{use: harmonise}}
   - {{use: ground_volumes}}
   - {{use: ground}}
+  - {{use: measure}}
   - {{use: caption}}
   - {{use: caption, name: variants, captioner: variants, options: {{variants: 2}}}}
   - {{use: verify}}

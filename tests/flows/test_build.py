@@ -200,9 +200,8 @@ def test_a_build_that_breaks_a_critical_expectation_is_no_snapshot(
     (recipe.parent / "images" / "sick" / "new.png").write_bytes(encoded(picture(4711)))
     from transforms.captioners import template
 
-    monkeypatch.setattr(template, "_text", lambda kind, text, evidence, rois=(): {
-        "kind": kind, "text": text, "evidence": [], "roi_ids": list(rois), "language": "en", "generator": "template@1",
-    })
+    honest = template.text_row
+    monkeypatch.setattr(template, "text_row", lambda *given: {**honest(*given), "evidence": []})
     with pytest.raises(work.BuildError, match=r"build 2 is no snapshot.*evidence"):
         run(recipe, home)
     assert last_snapshot(home).number == 1
@@ -236,7 +235,7 @@ def test_what_failed_in_passing_is_tried_again_on_request(built: tuple[Path, Pat
     assert reject == {"code": "SOURCE_CHANGED", "retryable": True}
     assert run(recipe, tmp_path / "fresh")[1] == []
     made, ran = run(recipe, tmp_path / "fresh", retry_failed=True)
-    assert made.number == 2 and len(ran) == 9
+    assert made.number == 2 and len(ran) == 10
     assert query(tmp_path / "fresh", "SELECT count(*) AS n FROM rejects").to_pylist() == [{"n": 0}]
     old = json.loads((tmp_path / "fresh" / "builds" / "000001.json").read_text())
     assert query(tmp_path / "fresh", "SELECT count(*) AS n FROM rejects", at=old["number"]).to_pylist() == [{"n": 1}]

@@ -130,7 +130,7 @@ def test_a_stage_that_forgets_a_sample_is_a_bug(tmp_path: Path, monkeypatch: pyt
     class Forgetful:
         name, version, reads, writes, params = "f", "1", ("images",), ("labels",), NoParams()
         ingredients = NO_INGREDIENTS
-        pixels, volumes, open = False, False, None
+        pixels, volumes, open, concurrency = False, False, None, 1
 
         def __call__(self, tables: dict[str, pa.Table], state: Any) -> Outcome:
             kept = tables["images"]["sample_id"].to_pylist()[1:]
