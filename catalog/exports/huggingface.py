@@ -14,6 +14,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,12 @@ SCHEMA = FIELDS.with_metadata({
     "huggingface": json.dumps({"info": {"features": {f.name: feature(f.name, f.type) for f in FIELDS}}})
 })
 PLAIN = ("image.bytes", "image.path")
-PACKED = [path for path in _columns(SCHEMA) if path not in PLAIN]
+
+
+@cache
+def packed() -> list[str]:
+    """Columns that are compressed: all but the pictures, which are already."""
+    return [path for path in _columns(SCHEMA) if path not in PLAIN]
 """Pictures are packed already."""
 
 
@@ -126,8 +132,8 @@ class _Files:
             self.files.append(self.folder / f"{self.params.split}-{len(self.files):05d}")
             self.in_file = 0
             self.writer = pq.ParquetWriter(
-                self.files[-1], SCHEMA, compression=dict.fromkeys(PLAIN, "NONE") | dict.fromkeys(PACKED, "ZSTD"),
-                use_dictionary=PACKED, write_page_index=True,
+                self.files[-1], SCHEMA, compression=dict.fromkeys(PLAIN, "NONE") | dict.fromkeys(packed(), "ZSTD"),
+                use_dictionary=packed(), write_page_index=True,
             )
         self.writer.write_table(pa.Table.from_pylist([_record(row, self.params) for row in self.group], schema=SCHEMA))
         self.in_file += self.bytes

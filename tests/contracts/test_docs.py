@@ -62,7 +62,8 @@ def test_the_readme_recipe_and_bundled_ones_are_valid(tmp_path: Path) -> None:
     text = README.partition("    name: chest\n")[2].partition("    medloom build")[0]
     recipe = tmp_path / "chest.yaml"
     recipe.write_text("name: chest\n" + "\n".join(line[4:] for line in text.splitlines()))
-    assert [stage.name for stage in load_recipe(recipe).stages] == ["ground", "measure", "retrieve", "caption", "verify"]
+    names = [stage.name for stage in load_recipe(recipe).stages]
+    assert names == ["ground", "measure", "retrieve", "caption", "verify"]
     for path in BUNDLED.glob("*.yaml"):
         places = [name for name, value in (yaml.safe_load(path.read_text()).get("vars") or {}).items() if value is None]
         loaded = load_recipe(path, [f"vars.{name}={tmp_path}" for name in places])
