@@ -228,7 +228,7 @@ def _prepare(con: Any, home: Path) -> None:
             con.execute(f'DROP TABLE "{name}"')
     con.execute(TABLES)
     if known != (FORMAT,):
-        con.execute(f"INSERT INTO format VALUES ({FORMAT})")
+        con.execute(f"INSERT INTO format VALUES ({FORMAT}, NULL)")
     make_tables(con)
     make_views(con, segments.attach(con, home))
 

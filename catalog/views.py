@@ -18,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 
 from catalog.schema import LAYERS, Layer
+from infra.keys import sha256
 
 FORMAT = 2
 """Of the index's tables; an index of another format is made again from the files."""
 
 TABLES = """
-CREATE TABLE IF NOT EXISTS format (number INTEGER);
+CREATE TABLE IF NOT EXISTS format (number INTEGER, views VARCHAR);
 CREATE TABLE IF NOT EXISTS builds (number INTEGER PRIMARY KEY, status VARCHAR, name VARCHAR, created_at VARCHAR);
 CREATE TABLE IF NOT EXISTS validations (build INTEGER, layer VARCHAR, expectation VARCHAR, critical BOOLEAN,
   success BOOLEAN, unexpected BIGINT, detail VARCHAR);
@@ -105,11 +106,12 @@ def make_tables(con: Any, database: str = "") -> None:
 
 
 def make_views(con: Any, segments: Sequence[str]) -> None:
-    """All views, over the index's own rows and those of these attached segments."""
-    con.execute(_SNAPSHOT)
-    for layer in LAYERS.values():
-        con.execute("".join(_layer(layer, segments)))
-    con.execute(_FOR_PEOPLE)
+    """All views, over the index's own rows and those of these attached segments; nothing where they stand already."""
+    wanted = "".join((_SNAPSHOT, *(f"{''.join(_layer(layer, segments))};" for layer in LAYERS.values()), _FOR_PEOPLE))
+    mark = sha256(wanted.encode())
+    if con.execute("SELECT views FROM format").fetchone() != (mark,):
+        con.execute(wanted)
+        con.execute("UPDATE format SET views = ?", [mark])
 
 
 def all_rows(layer: str, segments: Sequence[str]) -> str:

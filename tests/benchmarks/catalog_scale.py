@@ -94,7 +94,7 @@ def make(home: Path, samples: int, shards: int) -> None:
     per_shard = -(-samples // shards)
     with duckdb.connect(str(home / catalog.FILE), config={"threads": THREADS}) as con:
         con.execute(TABLES)
-        con.execute("INSERT INTO format VALUES (2)")
+        con.execute("INSERT INTO format VALUES (2, NULL)")
         make_tables(con)
         path = segments.file_of(home, "rows_000001")
         path.parent.mkdir()

@@ -94,7 +94,7 @@ def test_the_artifacts_can_be_looked_at(page: Any, medloom_server: Server, first
         " return all.length >= 4 && all.every(i => i.complete && i.naturalWidth > 0) }"
     )
     page.get_by_text("region 1").first.wait_for()
-    page.get_by_text("A clinical photograph. The source labels it as sick.").first.wait_for()
+    page.get_by_text("This is a clinical photograph. The source labels the image as sick.").first.wait_for()
     keep(page, "contact-sheet")
 
 
