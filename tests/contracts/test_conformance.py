@@ -5,6 +5,7 @@ A new plug-in with parameters of its own needs an entry in OPTIONS; others are t
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 from collections.abc import Callable
@@ -123,7 +124,7 @@ def small_brain(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = deepbet._opened
 
     def smaller(folder: Path, device: str) -> Any:
-        extraction = opened(folder, device)
+        extraction = copy.copy(opened(folder, device))  # the one that is kept stays as it is
         extraction.run_model = partial(type(extraction).run_model, extraction, small_shape=(96,) * 3, shape=(96,) * 3)
         return extraction
 

@@ -195,7 +195,7 @@ def paused(medloom_server: Server, first_run: dict[str, Any]) -> Server:
 def test_a_command_is_seen_by_the_server_of_its_home(paused: Server) -> None:
     (paused.recipe.parent / "images" / "sick" / "newer.png").write_bytes(encoded(picture(4712)))
     made = medloom("build", paused.recipe, "--home", paused.home, "--runner", "inline")
-    assert made.returncode == 0 and re.match(r"snapshot \d+: \d units run, ", made.stdout), made.stdout + made.stderr
+    assert made.returncode == 0 and re.match(r"snapshot \d+: \d+ units run, ", made.stdout), made.stdout + made.stderr
     assert "starting Prefect" not in made.stderr
     assert [run["state_type"] for run in paused.runs(deployment_id=None)][-1] == "COMPLETED"
 

@@ -28,6 +28,7 @@ SECONDS = 10
 SECONDS_OF_A_CHILD = 5
 """A child of `transforms/scans/guarded.py` that hangs is to end before the fuzzer's own limit for an input."""
 MEGABYTES = 2048
+"""An input may take so much more than the process had before: the kernel hands a parent's peak on to its children."""
 MOST_BYTES = 1 << 16
 SHARE_OF_SEEDS = 0.4
 """How often a guided run begins again with a whole file: what reaches a rare branch is mostly broken early."""
@@ -44,6 +45,14 @@ WATCHED = {
 }
 """Target -> modules and packages whose branches guide the fuzzer."""
 
+
+
+def _peak() -> int:
+    """Most memory that the process had, in kilobytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+BEFORE = _peak()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,7 +124,7 @@ def _plain(name: str, runs: int, seed: int, keep: Path) -> None:
         data = seeds[n] if n < min(len(seeds), runs // 2) else changed(rng.choice(seeds), rng, MOST_BYTES)
         (keep / "last").write_bytes(data)  # what is there if the process ends
         faulthandler.dump_traceback_later(SECONDS, exit=True)
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MEGABYTES << 10:
+        if _peak() > BEFORE + (MEGABYTES << 10):
             sys.exit(f"more than {MEGABYTES} MB after {n} inputs")
         if n == runs - 1:
             (keep / "last").unlink()
@@ -142,8 +151,9 @@ def _guided(name: str, runs: int, seed: int, keep: Path) -> None:
             return atheris.Mutate(data, most)  # type: ignore[no-any-return]
         return changed(rng.choice(seeds) if which < SHARE_OF_SEEDS else data, rng, most)
 
+    most = MEGABYTES + BEFORE // 1024
     atheris.Setup(
-        [sys.argv[0], f"-seed={seed}", f"-runs={runs}", f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}",
+        [sys.argv[0], f"-seed={seed}", f"-runs={runs}", f"-timeout={SECONDS}", f"-rss_limit_mb={most}",
          f"-max_len={MOST_BYTES}", f"-artifact_prefix={keep}/", "-print_final_stats=0", "-verbosity=0", str(corpus)],
         _Counted(target.check, runs, keep), custom_mutator=change, internal_libfuzzer=True,
     )
