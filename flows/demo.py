@@ -23,6 +23,8 @@ ORDER BY len(list_distinct(list_transform(t.evidence, lambda e: split_part(e, ':
 EVIDENCE = {
     "label": "SELECT name || ' = ' || value || ' (' || origin || ')' FROM labels WHERE label_id = ?",
     "roi": "SELECT label || ', ' || position || ' (' || expert || ', ' || trust || ')' FROM rois WHERE roi_id = ?",
+    "measure": "SELECT name || ' = ' || round(value, 2) || coalesce(' ' || unit, '') FROM measures "
+    "WHERE measure_id = ?",
     "passage": "SELECT corpus || ': ' || text FROM passages WHERE passage_id = ?",
     "text": "SELECT kind || ': ' || text FROM texts WHERE text_id = ?",
 }
@@ -44,6 +46,7 @@ def run_demo(home: Path, data: Path | None, runner: str) -> None:
     typer.echo(f"dataset:                  {home.resolve()}")
     typer.echo(f"report and contact sheet: {(home / report.path(snapshot)).resolve()}")
     ask = "SELECT modality, count(*) FROM images GROUP BY 1"
+    typer.echo(f"look at it:               medloom browse --home {home}")
     typer.echo(f'ask it something:         medloom sql "{ask}" --home {home}')
 
 
@@ -58,5 +61,5 @@ def _caption(home: Path) -> None:
             if kind == "image":
                 found = con.execute(f'SELECT "{name}" FROM images WHERE sample_id = ?', [sample]).fetchone()
             else:
-                found = con.execute(EVIDENCE[kind], [name]).fetchone()
+                found = con.execute(EVIDENCE[kind], [name.partition("@")[0]]).fetchone()
             typer.echo(f"  {item}  ->  {str(found[0])[:110]}")
