@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from catalog.builds import builds
+from catalog.builds import read_build
 from catalog.exports import NO_CAPTION, Counts, progress, record
 from catalog.exports.mixture import Mixed, Mixture
 from catalog.licences import Policy
@@ -149,7 +149,7 @@ def _line(counts: Counts, pointers: int, base: Selection, taken: Selection | Mix
 
 def _stages(home: Path, snapshot: int) -> dict[str, Any]:
     """The recipe of the snapshot, as far as it says what was done: names, connectors and stages, no places."""
-    build = next(build for build in builds(home) if build.number == snapshot)
+    build = read_build(home, snapshot)
     recipe = build.recipe
     sources = [{"name": s.get("name"), "use": s.get("use")} for s in recipe.get("sources", ())]
     stages = sorted(recipe.get("stages") or ())

@@ -79,6 +79,12 @@ class Endpoint(BaseModel):
     )
     batch_discount: float = Field(0.5, ge=0, le=1, description="price of a request in a batch, as a share of the price")
 
+    @classmethod
+    def of(cls, params: BaseModel, **stated: Any) -> Self:
+        """The endpoint that a plug-in's parameters describe: their fields of the same names, and what is stated."""
+        alike = (set(cls.model_fields) & set(type(params).model_fields)) - set(stated)
+        return cls(**{name: getattr(params, name) for name in alike}, **stated)
+
     @property
     def host(self) -> str:
         return str(urlsplit(self.base_url).hostname)

@@ -131,10 +131,7 @@ class StageUnit:
 
     def record(self, home: Path) -> dict[str, Any]:
         """What the manifest says of the work."""
-        return {
-            "stage_version": self.work.version, "params": self.work.params.model_dump(mode="json"),
-            "ingredients": dict(self.work.ingredients), "inputs": tuple(u.name for u in self.upstream),
-        }
+        return _record(self.work, self.upstream)
 
 
 @dataclass(frozen=True)
@@ -198,10 +195,14 @@ class WholeUnit:
 
     def record(self, home: Path) -> dict[str, Any]:
         """What the manifest says of the work."""
-        return {
-            "stage_version": self.work.version, "params": self.work.params.model_dump(mode="json"),
-            "ingredients": dict(self.work.ingredients), "inputs": tuple(u.name for u in self.upstream),
-        }
+        return _record(self.work, self.upstream)
+
+
+def _record(work: Stage, upstream: Sequence[Upstream]) -> dict[str, Any]:
+    return {
+        "stage_version": work.version, "params": work.params.model_dump(mode="json"),
+        "ingredients": dict(work.ingredients), "inputs": tuple(unit.name for unit in upstream),
+    }
 
 
 def ingest_key(work: Ingest, partition: Partition, home: Path) -> str:

@@ -102,9 +102,7 @@ def ingredients(params: Params) -> Mapping[str, str]:
 
 def open_captioner(params: Params, context: Context) -> Captioner:
     """Connects lazily: nothing is sent before the first sample. Raises ConfigError for a missing key or prompt."""
-    alike = set(Endpoint.model_fields) & set(Params.model_fields)
-    endpoint = Endpoint(**{name: getattr(params, name) for name in alike})
-    client = Client(endpoint, RequestCache(context.cache / "llm"))
+    client = Client(Endpoint.of(params), RequestCache(context.cache / "llm"))
     return Captioner(params, _template(params), client, context.policies)
 
 

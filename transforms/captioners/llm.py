@@ -131,10 +131,8 @@ def ingredients(params: Params) -> Mapping[str, str]:
 
 def endpoints(params: Params) -> list[Endpoint]:
     """The endpoints it asks: `medloom batch` submits and collects what waits for them."""
-    alike = (set(Endpoint.model_fields) & set(Params.model_fields)) - {"base_url"}
-    settings = {name: getattr(params, name) for name in alike}
     urls = params.base_urls or (params.base_url,)
-    return [Endpoint(base_url=url, **settings) for url in urls if url is not None]
+    return [Endpoint.of(params, base_url=url) for url in urls if url is not None]
 
 
 def open_captioner(params: Params, context: Context) -> Captioner:

@@ -65,9 +65,7 @@ def prompt_hash() -> str:
 
 def open_judge(params: JudgeParams, context: Context) -> Judge:
     """Connects lazily. Raises ConfigError for a missing key."""
-    alike = set(Endpoint.model_fields) & set(JudgeParams.model_fields)
-    endpoint = Endpoint(**{name: getattr(params, name) for name in alike})
-    return Judge(Client(endpoint, RequestCache(context.cache / "llm")), context.policies)
+    return Judge(Client(Endpoint.of(params), RequestCache(context.cache / "llm")), context.policies)
 
 
 @dataclass(frozen=True)

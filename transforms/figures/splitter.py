@@ -73,9 +73,7 @@ def prompt_sha256() -> str:
 
 def open_splitter(params: LanguageModel, context: Context) -> Splitter:
     """Connects lazily: nothing is sent before the first caption. Raises ConfigError for a missing key."""
-    alike = set(Endpoint.model_fields) & set(LanguageModel.model_fields)
-    endpoint = Endpoint(**{name: getattr(params, name) for name in alike})
-    return Splitter(Client(endpoint, RequestCache(context.cache / "llm")), context.policies)
+    return Splitter(Client(Endpoint.of(params), RequestCache(context.cache / "llm")), context.policies)
 
 
 @dataclass(frozen=True)
