@@ -57,6 +57,11 @@ class Answer(Generic[A]):
     cached: bool
     """no request was made"""
 
+    @property
+    def bill(self) -> dict[str, Any]:
+        """What it cost, by columns of the layer `texts`."""
+        return {"tokens_in": self.tokens_in, "tokens_out": self.tokens_out, "cost_usd": self.cost_usd}
+
 
 @dataclass(frozen=True)
 class Question(Generic[A]):

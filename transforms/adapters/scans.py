@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from infra.errors import ConfigError, Dropped, Terminal
-from transforms.adapters.wanted import ModelParams, Named, named_classes, refuse_others
+from transforms.adapters.wanted import ModelParams, Named, card_of, named_classes, refuse_others
 from transforms.experts.card import Card, Class, Trust
 from transforms.scans.volumes import Scan, role_of
 
@@ -100,6 +100,15 @@ def scan_classes(where: str, names: Mapping[int, str], params: ScanParams) -> di
     if params.labels == "own":
         return own_names(where, names)
     return named_classes(where, names, params.labels)
+
+
+def scan_card(card: Card, params: ScanParams, classes: Mapping[int, Named], hounsfield: bool) -> Card:
+    """The card of a model's folder with these parameters; a model of CT reads Hounsfield units of CT alone."""
+    found = [named.as_class(number) for number, named in classes.items()]
+    if hounsfield:
+        params = params.model_copy(update={"modalities": params.modalities or ("CT",)})
+        return card_of(card, params, found, trust=params.trust, value_space="HU")
+    return card_of(card, params, found, trust=params.trust)
 
 
 def refuse_scan(card: Card, scan: Scan) -> None:

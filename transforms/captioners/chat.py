@@ -143,7 +143,7 @@ class Captioner:
             "prompt_sha256": sha256(self.template.encode()), "request_sha256": answer.request_sha256,
         }
         rows = list(_rows(answer.data.model_dump()["turns"], told, Naming(facts.sample_id), common))
-        rows[0] |= {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "cost_usd": answer.cost_usd}
+        rows[0] |= answer.bill
         return list(rows)
 
 

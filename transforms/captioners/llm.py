@@ -244,8 +244,7 @@ def _measures(of: RegionFact | RelationFact) -> list[str]:
 
 def billed(row: dict[str, Any], answer: Answer[Any]) -> None:
     """Add what an answer cost to a row; what nobody knows stays unknown."""
-    bill = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "cost_usd": answer.cost_usd}
-    for name, cost in bill.items():
+    for name, cost in answer.bill.items():
         before = row.get(name, 0)
         row[name] = None if cost is None or before is None else before + cost
 

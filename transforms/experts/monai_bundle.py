@@ -40,8 +40,17 @@ from infra.storage import resolve
 from transforms.adapters.checkpoints import digest, fill, tensors
 from transforms.adapters.configs import Plain, refuse
 from transforms.adapters.networks import check_device, finite, steady
-from transforms.adapters.scans import Patch, ScanParams, Seen, refuse_scan, scan_classes, shown, structures
-from transforms.adapters.wanted import Named, card_of
+from transforms.adapters.scans import (
+    Patch,
+    ScanParams,
+    Seen,
+    refuse_scan,
+    scan_card,
+    scan_classes,
+    shown,
+    structures,
+)
+from transforms.adapters.wanted import Named
 from transforms.experts.card import Card
 from transforms.scans.volumes import Scan, Structure
 
@@ -183,11 +192,7 @@ def bundle_of(params: Params) -> Bundle:
 def card(params: Params) -> Card:
     """What it finds with these parameters; a bundle of CT reads Hounsfield units of CT alone."""
     bundle = bundle_of(params)
-    classes = [named.as_class(number) for number, named in _classes(bundle, params).items()]
-    if bundle.hounsfield:
-        params = params.model_copy(update={"modalities": params.modalities or ("CT",)})
-        return card_of(CARD, params, classes, trust=params.trust, value_space="HU")
-    return card_of(CARD, params, classes, trust=params.trust)
+    return scan_card(CARD, params, _classes(bundle, params), bundle.hounsfield)
 
 
 def ingredients(params: Params) -> Mapping[str, str]:

@@ -43,8 +43,17 @@ from infra.settings import be_quiet
 from infra.storage import resolve
 from transforms.adapters.checkpoints import digest, fill, tensors
 from transforms.adapters.networks import check_device, steady
-from transforms.adapters.scans import Patch, ScanParams, Seen, refuse_scan, scan_classes, shown, structures
-from transforms.adapters.wanted import Named, card_of
+from transforms.adapters.scans import (
+    Patch,
+    ScanParams,
+    Seen,
+    refuse_scan,
+    scan_card,
+    scan_classes,
+    shown,
+    structures,
+)
+from transforms.adapters.wanted import Named
 from transforms.experts.card import Card
 from transforms.scans.volumes import Scan, Structure
 
@@ -168,11 +177,7 @@ def folder_of(params: Params) -> Folder:
 def card(params: Params) -> Card:
     """What it finds with these parameters; a model of CT reads Hounsfield units of CT alone."""
     folder = folder_of(params)
-    classes = [named.as_class(number) for number, named in _classes(folder, params).items()]
-    if folder.channels[0].upper() == "CT":
-        params = params.model_copy(update={"modalities": params.modalities or ("CT",)})
-        return card_of(CARD, params, classes, trust=params.trust, value_space="HU")
-    return card_of(CARD, params, classes, trust=params.trust)
+    return scan_card(CARD, params, _classes(folder, params), folder.channels[0].upper() == "CT")
 
 
 def ingredients(params: Params) -> Mapping[str, str]:

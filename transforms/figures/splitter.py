@@ -102,8 +102,7 @@ class Splitter:
         policy = cast(Policy, self.policies.get(source, "local"))
         answer: Answer[Any] = self.client.ask(asked, answer_form(caption), policy)
         told = {"model": answer.model, "prompt_sha256": prompt_sha256(), "request_sha256": answer.request_sha256}
-        bill = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "cost_usd": answer.cost_usd}
-        return Told(_split(caption, answer.data), told, bill)
+        return Told(_split(caption, answer.data), told, answer.bill)
 
 
 class Quoted(BaseModel):

@@ -131,11 +131,6 @@ class Router:
             **{f"expert:{name}": key("lacking", reason) for name, reason in self.lacking.items()},
         }
 
-    def order(self, name: str) -> int:
-        """The place of an expert among all that the rules name: the smaller, the rather it is preferred."""
-        names = [name for rule in self.rules for name in rule.ask]
-        return names.index(name) if name in names else len(names)
-
     def asked(self, image: Row, checks: Sequence[Row] = (), labels: Sequence[Row] = ()) -> Asked:
         """Whom a picture is shown to: its row of `images`, and its rows of `checks` and `labels`."""
         best = _best_type(checks)
