@@ -1,8 +1,9 @@
-"""Objects of an S3 bucket: each comes whole and checked, or not at all.
+"""Objects of an S3 bucket: each comes and goes whole and checked, or not at all.
 
 The invariant: what `get` returns and `download` writes has the length that the server named and the MD5 that the caller
-asked for; anything else is fetched again from scratch, and is an error in the end. Requests are unsigned unless the
-caller says otherwise, so no credentials are looked for. Messages name bucket and key, never credentials.
+asked for; anything else is fetched again from scratch, and is an error in the end. What `put` and `upload` send carries
+a checksum that the server checks; an upload in parts that fails is aborted, nothing of it stays. Requests are unsigned
+unless the caller says otherwise, so no credentials are looked for. Messages name bucket and key, never credentials.
 
 >>> bucket = Bucket.at("s3://pmc-oa-opendata")
 >>> list(bucket.list("PMC11370360.", delimiter="/"))
@@ -12,30 +13,52 @@ caller says otherwise, so no credentials are looked for. Messages name bucket an
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
+import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from infra.errors import ConfigError, ItemError, Terminal, Transient
+from infra.errors import ConfigError, ItemError, MedloomError, Terminal, Transient
+from infra.keys import sha256
+
+
+class Conflict(MedloomError):
+    """A conditional write found another object than the one it was to replace, or one where none was to be."""
+
 
 TRIES = 3
 """How often an object that comes incomplete or altered is fetched from scratch."""
 PIECE = 1 << 20
+PART = 16 << 20
+"""Files larger than this are sent in parts of this size, in bytes."""
 MAX_BYTES = 128 << 20
 """What `get` takes into memory unless it is told otherwise."""
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#]*))?")
 _MISSING = ("NoSuchKey", "404", "NotFound")
 _DENIED = ("AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled")
+_CHANGED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 _EXPIRED = ("ExpiredToken", "RequestExpired", "TokenRefreshRequired")
 _LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the server says of an object."""
+
+    size: int
+    etag: str
+    sha256: str | None
+    """of its bytes, where `upload` wrote it"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,78 @@ class Bucket:
             path.unlink(missing_ok=True)
             raise
 
-    def _receive(self, key: str, sink: IO[bytes], md5: str | None, max_bytes: int | None) -> None:
+    def read(self, key: str) -> tuple[bytes, str]:
+        """The bytes of a small object and its ETag, which `put` takes. Raises as `get` does."""
+        sink = io.BytesIO()
+        etag = self._receive(key, sink, None, MAX_BYTES)
+        return sink.getvalue(), etag
+
+    def head(self, key: str) -> Head | None:
+        """What there is under a key, or None. Raises as `get` does."""
+        try:
+            with self._errors(key):
+                answer = self._client().head_object(Bucket=self.name, Key=self.prefix + key)
+        except Terminal as error:
+            if error.code == "FILE_MISSING":
+                return None
+            raise
+        return Head(answer["ContentLength"], answer["ETag"], answer.get("Metadata", {}).get("sha256"))
+
+    def put(self, key: str, data: bytes, *, absent: bool = False, etag: str | None = None) -> str:
+        """Write a small object; returns its ETag. With `absent` only where there is none, with `etag` only over that.
+
+        Raises Conflict when a condition does not hold, else as `get` does; a write whose answer was lost and that was
+        sent again counts as one.
+        """
+        condition: dict[str, str] = {"IfNoneMatch": "*"} if absent else {"IfMatch": etag} if etag else {}
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        try:
+            with self._errors(key):
+                answer = self._client().put_object(
+                    Bucket=self.name, Key=self.prefix + key, Body=data, ContentMD5=digest, **condition
+                )
+                return str(answer["ETag"])
+        except Conflict:
+            there = self.head(key)
+            if there and there.size == len(data):
+                stands, tag = self.read(key)
+                if stands == data:
+                    return tag
+            raise
+
+    def upload(self, key: str, path: Path, sha256: str | None = None) -> None:
+        """Write a file of any size, in parts where it is large, and see that all of it arrived. Raises as `get` does.
+
+        `sha256` is kept beside the object for `head`.
+        """
+        from boto3.exceptions import S3UploadFailedError
+        from boto3.s3.transfer import TransferConfig
+        from botocore.exceptions import ClientError
+
+        how = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
+        extra = {"Metadata": {"sha256": sha256}} if sha256 else {}
+        with self._errors(key):
+            try:
+                self._client().upload_file(str(path), self.name, self.prefix + key, ExtraArgs=extra, Config=how)
+            except S3UploadFailedError as error:  # boto3 wraps what the server answered
+                if isinstance(error.__context__, ClientError):
+                    raise error.__context__ from None
+                raise Transient("STORE_UNREACHABLE", f"{self._named(key)}: the upload failed; {_LATER}") from error
+        there, size = self.head(key), path.stat().st_size
+        if there is None or there.size != size:
+            came = "nothing" if there is None else f"{there.size} bytes"
+            raise Transient("CHECKSUM", f"{self._named(key)}: {came} of {size} bytes arrived; {_LATER}")
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove objects; those that are not there are no error. Raises as `get` does."""
+        for some in _batched(keys, 1000):
+            names = [{"Key": self.prefix + key} for key in some]
+            with self._errors(some[0]):
+                answer = self._client().delete_objects(Bucket=self.name, Delete={"Objects": names, "Quiet": True})
+            for error in answer.get("Errors", ()):
+                raise self._error(error["Key"].removeprefix(self.prefix), error["Code"])
+
+    def _receive(self, key: str, sink: IO[bytes], md5: str | None, max_bytes: int | None) -> str:
         problem: ItemError | None = None
         for attempt in range(TRIES):
             time.sleep(0.2 * attempt)
@@ -108,7 +202,7 @@ class Bucket:
                 answer = self._client().get_object(Bucket=self.name, Key=self.prefix + key)
             problem = self._copied(key, answer, sink, md5, max_bytes)
             if problem is None:
-                return
+                return str(answer.get("ETag", ""))
         raise problem or AssertionError("unreachable")
 
     def _copied(
@@ -140,7 +234,8 @@ class Bucket:
 
     def _client(self) -> Any:
         with _LOCK:  # so that all threads of a process share one connection pool and one pace
-            return _client(self.endpoint, self.anonymous, self.in_flight, self.per_second, self.attempts)
+            who = None if self.anonymous else _identity()
+            return _client(self.endpoint, who, self.in_flight, self.per_second, self.attempts)
 
     def _named(self, key: str) -> str:
         return f"s3://{self.name}/{self.prefix}{key}"
@@ -167,7 +262,9 @@ class Bucket:
             return ConfigError(f"s3://{self.name}: there is no such bucket; check the address and the endpoint")
         if code in _DENIED:
             advice = "set `anonymous: false` and credentials" if self.anonymous else "check the credentials"
-            return Terminal("ACCESS_DENIED", f"{self._named(key)} may not be read ({code}); {advice}")
+            return Terminal("ACCESS_DENIED", f"{self._named(key)}: not allowed ({code}); {advice}")
+        if code in _CHANGED:
+            return Conflict(f"{self._named(key)}: somebody else wrote it meanwhile ({code})")
         advice = "renew the credentials and try again" if code in _EXPIRED else _LATER
         return Transient("SOURCE_UNREADABLE", f"{self._named(key)}: the server answered {code}; {advice}")
 
@@ -175,14 +272,27 @@ class Bucket:
 _LATER = "try again later"
 
 
+def _batched(keys: Iterable[str], size: int) -> Iterator[list[str]]:
+    """As itertools.batched of Python 3.12."""
+    left = iter(keys)
+    while some := list(islice(left, size)):
+        yield some
+
+
+def _identity() -> str:
+    """Moves when the credentials in the environment do, so that renewed ones are used."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    return sha256("\0".join(os.environ.get(name, "") for name in names).encode())
+
+
 @cache
-def _client(endpoint: str | None, anonymous: bool, in_flight: int, per_second: float | None, attempts: int) -> Any:
+def _client(endpoint: str | None, who: str | None, in_flight: int, per_second: float | None, attempts: int) -> Any:
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
 
     config = Config(
-        signature_version=UNSIGNED if anonymous else None,
+        signature_version=UNSIGNED if who is None else None,
         retries={"mode": "adaptive", "total_max_attempts": attempts},
         connect_timeout=10, read_timeout=60, max_pool_connections=in_flight,
         response_checksum_validation="when_required",  # MD5 and length are checked here

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3server import Proxy, Server, free_ports, s3_server
+from s3server import KEY, SECRET, Proxy, Server, free_ports, s3_server
 
 from infra.errors import ConfigError, ItemError, Terminal, Transient
-from infra.s3 import TRIES, Bucket
+from infra.s3 import PART, TRIES, Bucket, Conflict
 
 LARGE = os.urandom(3 << 20)
 OBJECTS = {"a/1.txt": b"one", "a/2.txt": b"two", "a/b/3.txt": b"three", "c.txt": b"", "large": LARGE}
@@ -118,3 +118,44 @@ def test_requests_keep_the_pace(server: Server) -> None:
     for _ in range(9):
         bucket.get("c.txt")
     assert time.monotonic() - began >= 8 / 20
+
+
+@pytest.fixture
+def writable(server: Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return Bucket.at("s3://things/written", server.endpoint, anonymous=False)
+
+
+def test_what_is_written_is_there_and_a_condition_holds_or_refuses(writable: Bucket) -> None:
+    assert writable.head("lease") is None
+    first = writable.put("lease", b"one", absent=True)
+    assert writable.read("lease") == (b"one", first)
+    with pytest.raises(Conflict):
+        writable.put("lease", b"two", absent=True)
+    second = writable.put("lease", b"two", etag=first)
+    with pytest.raises(Conflict):
+        writable.put("lease", b"three", etag=first)
+    assert writable.read("lease") == (b"two", second)
+    assert writable.put("lease", b"two", etag=first) == second, "the answer to this very write may have been lost"
+    writable.remove(["lease", "never-there"])
+    assert writable.head("lease") is None
+
+
+def test_files_are_sent_whole_in_parts_where_they_are_large(writable: Bucket, tmp_path: Path) -> None:
+    large = os.urandom(PART + (5 << 20))
+    for name, data in (("small", b"few bytes"), ("empty", b""), ("large", large)):
+        (tmp_path / name).write_bytes(data)
+        writable.upload(name, tmp_path / name, "ab" * 32)
+        head = writable.head(name)
+        assert head and (head.size, head.sha256) == (len(data), "ab" * 32)
+        assert writable.get(name) == data
+
+
+def test_writing_without_leave_is_refused(server: Server, tmp_path: Path) -> None:
+    bucket = Bucket.at("s3://things", server.endpoint)
+    (tmp_path / "file").write_bytes(b"data")
+    for write in (lambda: bucket.put("x", b"data"), lambda: bucket.upload("x", tmp_path / "file")):
+        with pytest.raises(Terminal, match="ACCESS_DENIED"):
+            write()
+    assert bucket.head("x") is None
