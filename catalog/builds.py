@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from infra import mirror
 from infra.storage import write_bytes
 
 
@@ -54,11 +55,15 @@ class Build(BaseModel):
         return f"builds/{self.number:06d}.json"
 
     def write(self, home: Path) -> None:
-        write_bytes(home / self.path, self.model_dump_json(indent=1).encode() + b"\n")
+        """Record it. Raises infra.s3.Conflict when somebody else recorded a build of that number in the bucket."""
+        data = self.model_dump_json(indent=1).encode() + b"\n"
+        mirror.send_new(data, home / self.path)
+        write_bytes(home / self.path, data)
 
 
 def numbers(home: Path) -> list[int]:
     """Numbers of all builds of a home, oldest first."""
+    mirror.pull(home / "builds")
     return sorted(int(path.stem) for path in (home / "builds").glob("[0-9]*.json"))
 
 

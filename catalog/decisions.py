@@ -23,8 +23,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from infra import mirror
 from infra.errors import ConfigError
 from infra.keys import key, pseudonym
+from infra.s3 import Conflict
 from infra.settings import pseudonym_key
 from infra.storage import locked, write_bytes
 
@@ -106,7 +108,10 @@ def decide(home: Path, decision: Decision) -> int:
     folder = home / FOLDER
     with locked(folder / ".lock", wait_s=LOCK_WAIT_S):
         number = max((int(path.stem) for path in _files(home)), default=0) + 1
-        write_bytes(folder / f"{number:08d}.json", decision.model_dump_json(indent=1, exclude_none=True).encode())
+        data = decision.model_dump_json(indent=1, exclude_none=True).encode()
+        while not _is_ours(folder / f"{number:08d}.json", data):
+            number += 1
+        write_bytes(folder / f"{number:08d}.json", data)
     return number
 
 
@@ -196,6 +201,16 @@ def kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
     return None if chance == 1 else round((observed - chance) / (1 - chance), 6)
 
 
+def _is_ours(path: Path, data: bytes) -> bool:
+    """Whether the number is still free; a home in a bucket may have reviewers on other machines."""
+    try:
+        mirror.send_new(data, path)
+    except Conflict:
+        return False
+    return True
+
+
 def _files(home: Path) -> list[Path]:
     folder = home / FOLDER
+    mirror.pull(folder)
     return sorted(p for p in folder.iterdir() if _NUMBERED.fullmatch(p.name)) if folder.is_dir() else []

@@ -12,7 +12,6 @@ last; a manifest goes before its shards.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from pathlib import Path
 from catalog import catalog
 from catalog.builds import Build, builds
 from catalog.manifest import read_manifest, scan
+from infra import mirror
 from infra.errors import ConfigError
-from infra.storage import TEMPORARY, locked
+from infra.storage import locked, write_bytes
 
 LOCK = ".builds.lock"
 GRACE_S = 24 * 3600.0
@@ -59,14 +59,16 @@ def collectable(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -
     kept |= {build.number for build in known if build.number > newest}
     gone = [build for build in known if build.number not in kept]
     needed = {unit for build in known if build.number in kept for unit in build.units}
+    ages = {file.path: file for folder in ("manifests", "shards") for file in mirror.listed(home, folder)}
+    old = {path for path, file in ages.items() if file.age_s >= grace_s}
     left = [Build.model_validate_json(p.read_bytes()) for p in sorted((home / "builds").glob(f"{GIVEN_UP}*.json"))]
     units = sorted({unit for build in [*gone, *left] for unit in build.units} - needed)
-    manifests = [unit for unit in units if _old(home / unit, grace_s)]
+    manifests = [unit for unit in units if unit in old]
     removed = set(manifests)
     standing = (entry.path for entry in scan(home) if entry.path not in removed)
     named = {shard.path for path in standing for shard in read_manifest(home, path).shards}
-    shards = [path for path in _shards(home) if path not in named and _old(home / path, grace_s)]
-    size = sum((home / path).stat().st_size for path in (*manifests, *shards))
+    shards = sorted(path for path in old if path.startswith("shards/") and path not in named)
+    size = sum(ages[path].bytes for path in (*manifests, *shards))
     records = [build.path for build in gone] + [f"builds/{GIVEN_UP}{build.number:06d}.json" for build in left]
     return Garbage(tuple(records), tuple(manifests), tuple(shards), size)
 
@@ -83,26 +85,14 @@ def collect(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -> Ga
             for record in garbage.builds:
                 file = home / record
                 target = file if file.name.startswith(GIVEN_UP) else file.with_name(f"{GIVEN_UP}{file.name}")
-                file.rename(target)
-                given_up.append(target)
+                if target != file:
+                    write_bytes(target, file.read_bytes())
+                    mirror.discard(home, [record])
+                given_up.append(target.relative_to(home).as_posix())
             catalog.refresh(home)  # readers must not be shown what is about to go
-            for path in (*garbage.manifests, *garbage.shards):
-                (home / path).unlink(missing_ok=True)
-            for target in given_up:
-                target.unlink(missing_ok=True)
+            for paths in (garbage.manifests, garbage.shards, given_up):
+                mirror.discard(home, paths)
             return garbage
     except TimeoutError:
         raise ConfigError(f"a build of {home} is running; nothing was removed, collect when it has ended") from None
 
-
-def _shards(home: Path) -> Iterator[str]:
-    for path in sorted((home / "shards").rglob("*.parquet")):
-        if not path.name.startswith(TEMPORARY):
-            yield str(path.relative_to(home))
-
-
-def _old(path: Path, grace_s: float) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime >= grace_s
-    except FileNotFoundError:
-        return False

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from infra import mirror
 from infra.errors import ConfigError
 from infra.storage import write_bytes
 
@@ -112,12 +113,13 @@ def read_manifest(home: Path, path: str) -> Manifest:
     file = (home / path).resolve()
     if not file.is_relative_to(home.resolve()):
         raise ConfigError(f"{path}: leads out of the dataset's home; the record that names it is not ours")
-    return Manifest.model_validate_json(file.read_bytes())
+    return Manifest.model_validate_json(mirror.local(file).read_bytes())
 
 
 def scan(home: Path, source: str | None = None) -> Iterator[Entry]:
     """All manifests in a home, or those of one source, in no order."""
     root = home / "manifests"
+    mirror.pull(root / source if source else root)
     for folder in (root / source,) if source else _folders(root):
         for stage in _folders(folder):
             for name in os.listdir(stage):
@@ -134,11 +136,13 @@ def latest(entries: Iterator[Entry]) -> dict[str, Entry]:
     return newest
 
 
-def find(home: Path, source: str, stage: str, partition: str, key: str) -> Entry | None:
-    """The newest manifest of one unit, or None when it was not done."""
-    folder = home / "manifests" / source / stage
-    paths = (f"manifests/{source}/{stage}/{p.name}" for p in folder.glob(f"{partition}-{key}.*.json"))
-    return latest(e for p in paths if (e := Entry.parse(p))).get(key)
+def find(home: Path, source: str, stage: str, partition: str, key: str, attempt: int) -> Entry | None:
+    """The manifest of one attempt at one unit, or None when it was not done. Its folder, maybe large, is not read."""
+    for flags in ("", "r", "q", "qr"):
+        path = f"manifests/{source}/{stage}/{partition}-{key}.{attempt}{flags}.json"
+        if mirror.local(home / path).exists():
+            return Entry.parse(path)
+    return None
 
 
 def _folders(root: Path) -> list[Path]:

@@ -7,8 +7,6 @@ a machine.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +16,8 @@ import pyarrow.parquet as pq
 
 from catalog.manifest import Shard
 from catalog.schema import LAYERS, VERSION
-from infra.storage import draft_of, publish
+from infra import mirror
+from infra.storage import draft_of, file_sha256, publish
 
 GROUP_ROWS = 100
 """Rows of `images` in one row group at the most (Hugging Face's viewer fails on groups beyond 286 MB)."""
@@ -67,9 +66,7 @@ class ShardWriter:
         counted = pq.read_metadata(self._draft).num_rows
         if counted != self._rows:
             raise OSError(f"{self._path}: wrote {self._rows} rows, {counted} came back; check the disk and run again")
-        with open(self._draft, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = os.fstat(file.fileno()).st_size
+        digest, size = file_sha256(self._draft), self._draft.stat().st_size
         publish(self._draft, self._home / self._path)
         return Shard(layer=self._layer.name, path=self._path, rows=self._rows, bytes=size, sha256=digest)
 
@@ -95,11 +92,18 @@ def _paths(name: str, kind: pa.DataType) -> Iterator[str]:
         yield name
 
 
+def file_of(home: Path, shard: Shard) -> Path:
+    """The file of a shard on this machine, fetched where it is not at hand. Raises Transient."""
+    return mirror.local(home / shard.path, shard.sha256)
+
+
 def read(home: Path, shards: Sequence[Shard], layer: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one layer in these shards, in order; an empty table when none of them holds it."""
     schema = LAYERS[layer].schema
     wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
-    parts = [pq.read_table(home / s.path, columns=wanted.names, schema=schema) for s in shards if s.layer == layer]
+    parts = [
+        pq.read_table(file_of(home, s), columns=wanted.names, schema=schema) for s in shards if s.layer == layer
+    ]
     return pa.concat_tables(parts).cast(wanted) if parts else wanted.empty_table()
 
 
@@ -110,17 +114,16 @@ def batches(home: Path, shards: Sequence[Shard], pixels: bool) -> Iterator[pa.Ta
     for shard in shards:
         if shard.layer != "images":
             continue
-        with pq.ParquetFile(home / shard.path) as file:
+        with pq.ParquetFile(file_of(home, shard)) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, columns=columns).replace_schema_metadata(None)
 
 
 def rehash(home: Path, shard: Shard) -> str | None:
     """What is wrong with a shard on disk, or None when it is what its manifest says."""
-    path = home / shard.path
+    path = mirror.local(home / shard.path)
     if not path.is_file():
         return "missing"
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     same = digest == shard.sha256
     return None if same else f"its bytes have changed (sha256 {digest[:12]}…, not {shard.sha256[:12]}…)"

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from catalog.drawing import Pixels, draw_regions
+from infra import mirror
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -138,7 +139,7 @@ def _images(home: Path, chosen: Rows) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for shard in sorted({row["shard"] for row in chosen}):
         wanted = {row["sample_id"] for row in chosen if row["shard"] == shard}
-        with pq.ParquetFile(home / shard) as file:
+        with pq.ParquetFile(mirror.opened(home / shard)) as file:
             for group in range(file.num_row_groups):
                 ids = file.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
                 if wanted.isdisjoint(ids):

@@ -7,23 +7,17 @@ no answers, and rejects its rows as LLM_PENDING, which may be tried again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from flows.options import Changes, Home, RecipeName
 from flows.recipe import find_recipe, load_recipe
 from infra.chat import Endpoint
 from infra.errors import ConfigError
 from infra.plugins import load
-from infra.settings import default_home
 from transforms.options import checked
 
 app = typer.Typer(no_args_is_help=True, help="Requests to language models, collected for the Batch API.")
-
-Home = Annotated[Path, typer.Option("--home", help="Folder of the dataset.", default_factory=default_home)]
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
-Changes = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as for build.")]
 
 
 @app.command()

@@ -17,6 +17,7 @@ from catalog.builds import Build, last_snapshot, numbers
 from flows.knowledge import ensure_knowledge
 from flows.plan import Chain, Plan, make_plan
 from flows.recipe import Recipe
+from infra import mirror
 from infra.errors import ConfigError, MedloomError
 from infra.runner import Done, Last, Runner, Step
 from infra.storage import sweep
@@ -66,6 +67,7 @@ def prepare(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
         )
     checks.require_known(recipe.checks.warn_only)
     sweep(home)
+    mirror.refresh_sources(str(getattr(source.params, "root", "")) for source in recipe.sources)
     if last and last.number not in catalog.published(home):
         catalog.refresh(home)  # a build was killed between its record and its publication
     ensure_knowledge(recipe, home)
@@ -145,7 +147,7 @@ def _steps(chains: Sequence[Chain], recipe: Recipe, home: Path) -> Iterator[list
 
 def _step(unit: Unit, home: Path, max_failed: float) -> Step:
     name = f"{unit.partition.place}/{unit.stage}"
-    payload = (unit, str(home.resolve()), max_failed)
+    payload = (unit, mirror.address_of(home), max_failed)
     if isinstance(unit, IngestUnit):
         return Step(name, _do, payload)
     needs, work = unit.work.resources, unit.work
@@ -155,7 +157,8 @@ def _step(unit: Unit, home: Path, max_failed: float) -> Step:
 
 def _do(payload: tuple[Unit, str, float], state: Any) -> str | Last:
     """The path of the unit's manifest; a quarantined one ends its partition's chain."""
-    manifest = run_unit(*payload, state)
+    unit, home, max_failed = payload
+    manifest = run_unit(unit, mirror.home_of(home), max_failed, state)
     return Last(manifest.path) if manifest.quarantined else manifest.path
 
 

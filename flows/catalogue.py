@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.options import Home
 from flows.show import show
-from infra.settings import default_home
 
 app = typer.Typer(no_args_is_help=True, help="Snapshots of a dataset: changes, lineage, and care of the files.")
 
-Home = Annotated[Path, typer.Option("--home", help="Folder of the dataset.", default_factory=default_home)]
 Format = Annotated[str, typer.Option(help="table, json or csv.")]
 
 

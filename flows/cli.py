@@ -11,10 +11,11 @@ import typer
 from flows.batches import app as batch_app
 from flows.catalogue import app as catalog_app
 from flows.deidentify import deid
+from flows.options import Changes, Home, RecipeName, RunnerName
 from flows.show import show
 from flows.weights import app as weights_app
 from infra.errors import MedloomError
-from infra.settings import be_quiet, default_home
+from infra.settings import be_quiet
 
 app = typer.Typer(
     name="medloom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -25,14 +26,6 @@ app.add_typer(batch_app, name="batch")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(knowledge_app, name="knowledge")
 app.add_typer(weights_app, name="weights")
-
-Home = Annotated[Path, typer.Option("--home", help="Folder of the dataset.", default_factory=default_home)]
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
-Changes = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, such as stages.caption.captioner=llm."),
-]
-RunnerName = Annotated[str, typer.Option("--runner", help="inline, ray, auto or ray://HOST:PORT.")]
 
 
 @app.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.recipe import Knowledge, Recipe, find_recipe, load_recipe
+from infra import mirror
 from infra.errors import ConfigError
 from infra.keys import key
 from infra.storage import write_bytes
@@ -25,7 +26,7 @@ Tell = Callable[[int, int], object]
 def ensure_knowledge(recipe: Recipe, home: Path, progress: Tell | None = None) -> None:
     """Build the recipe's knowledge bases that are missing or declared otherwise than when they were built."""
     for declared in recipe.knowledge:
-        mark = home / "knowledge" / f"{declared.name}.declared"
+        mark = mirror.current(home / "knowledge" / f"{declared.name}.declared")
         if not mark.exists() or mark.read_text() != _declaration(declared):
             _build(declared, home, progress)
 
@@ -45,6 +46,7 @@ def build_all(recipe: str, home: Path, changes: Sequence[str]) -> Iterator[str]:
 
 def search(home: Path, name: str | None, text: str, k: int, mode: Mode = "fused") -> list[dict[str, Any]]:
     """The passages that fit a text best, as rows for a table; `score` is the cosine, `words` the BM25."""
+    mirror.pull(home / "knowledge")
     known = sorted(path.stem for path in (home / "knowledge").glob("*.json"))
     if name is None:
         if len(known) != 1:

@@ -18,6 +18,7 @@ from flows.build import prepare, up_to_date
 from flows.recipe import find_recipe, load_recipe
 from flows.server import answers, portable, served, server
 from infra.errors import ConfigError, MedloomError
+from infra.mirror import address_of
 
 
 def run_build(recipe: str, home: Path, runner: str, changes: Sequence[str], retry_failed: bool = False) -> str:
@@ -41,7 +42,7 @@ def run_build(recipe: str, home: Path, runner: str, changes: Sequence[str], retr
         bar = bars.add_task("units", total=None)
         flow.watch = lambda p: bars.update(bar, completed=p.done, total=p.todo)
         try:
-            given = (portable(recipe), str(home.resolve()), runner, list(changes), retry_failed)
+            given = (portable(recipe), address_of(home), runner, list(changes), retry_failed)
             state = flow.build(*given, return_state=True)
             if state.is_cancelled():
                 raise MedloomError(f"{state.message}; what was committed stays, the same command goes on from there")

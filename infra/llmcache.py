@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra import mirror
 from infra.errors import Terminal
 from infra.keys import canonical, sha256
 from infra.storage import write_bytes
@@ -56,7 +57,7 @@ class RequestCache:
         """
         name = self.key(request)
         path = self.path(name)
-        if path.exists():
+        if mirror.local(path).exists():
             return Found(name, _read(path), True)
         with _turn(path.with_suffix(".lock")) as lock:
             if path.exists():

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -62,6 +63,42 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Stat:
+    """An object as a listing tells of it."""
+
+    key: str
+    size: int
+    etag: str
+    written: datetime
+
+
+class Pieces(io.RawIOBase):
+    """An object that is read in pieces, as a file: for a few columns of a large Parquet file."""
+
+    def __init__(self, bucket: Bucket, key: str, size: int) -> None:
+        self._bucket, self._key, self._size, self._at = bucket, key, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._bucket.piece(self._key, self._at, min(len(buffer), self._size - self._at))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@dataclass(frozen=True)
 class Bucket:
     """A bucket, or what lies below a prefix of it; keys are relative to the prefix."""
 
@@ -94,12 +131,21 @@ class Bucket:
 
         Raises as `get` does.
         """
+        for page in self._pages(prefix, delimiter):
+            names = [entry["Key"] for entry in page.get("Contents", ())]
+            names += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+            yield from (name.removeprefix(self.prefix) for name in sorted(names))
+
+    def stat(self, prefix: str = "") -> Iterator[Stat]:
+        """What there is under keys that begin with a prefix, in order. Raises as `get` does."""
+        for page in self._pages(prefix):
+            for entry in page.get("Contents", ()):
+                yield Stat(entry["Key"].removeprefix(self.prefix), entry["Size"], entry["ETag"], entry["LastModified"])
+
+    def _pages(self, prefix: str, delimiter: str = "") -> Iterator[Any]:
         asked = {"Bucket": self.name, "Prefix": self.prefix + prefix, "Delimiter": delimiter}
         with self._errors(prefix):
-            for page in self._client().get_paginator("list_objects_v2").paginate(**asked):
-                names = [entry["Key"] for entry in page.get("Contents", ())]
-                names += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
-                yield from (name.removeprefix(self.prefix) for name in sorted(names))
+            yield from self._client().get_paginator("list_objects_v2").paginate(**asked)
 
     def get(self, key: str, md5: str | None = None, max_bytes: int = MAX_BYTES) -> bytes:
         """The bytes of an object.
@@ -137,6 +183,21 @@ class Bucket:
                 return None
             raise
         return Head(answer["ContentLength"], answer["ETag"], answer.get("Metadata", {}).get("sha256"))
+
+    def open(self, key: str) -> Pieces:
+        """An object as a file that fetches what is read of it. Raises as `get` does."""
+        there = self.head(key)
+        if there is None:
+            raise Terminal("FILE_MISSING", f"{self._named(key)} is not in the bucket")
+        return Pieces(self, key, there.size)
+
+    def piece(self, key: str, start: int, length: int) -> bytes:
+        """So many bytes of an object from a place on. Raises as `get` does."""
+        if length <= 0:
+            return b""
+        sink = io.BytesIO()
+        self._receive(key, sink, None, MAX_BYTES, Range=f"bytes={start}-{start + length - 1}")
+        return sink.getvalue()
 
     def put(self, key: str, data: bytes, *, absent: bool = False, etag: str | None = None) -> str:
         """Write a small object; returns its ETag. With `absent` only where there is none, with `etag` only over that.
@@ -192,14 +253,14 @@ class Bucket:
             for error in answer.get("Errors", ()):
                 raise self._error(error["Key"].removeprefix(self.prefix), error["Code"])
 
-    def _receive(self, key: str, sink: IO[bytes], md5: str | None, max_bytes: int | None) -> str:
+    def _receive(self, key: str, sink: IO[bytes], md5: str | None, max_bytes: int | None, **asked: str) -> str:
         problem: ItemError | None = None
         for attempt in range(TRIES):
             time.sleep(0.2 * attempt)
             sink.seek(0)
             sink.truncate()
             with self._errors(key):
-                answer = self._client().get_object(Bucket=self.name, Key=self.prefix + key)
+                answer = self._client().get_object(Bucket=self.name, Key=self.prefix + key, **asked)
             problem = self._copied(key, answer, sink, md5, max_bytes)
             if problem is None:
                 return str(answer.get("ETag", ""))
@@ -281,7 +342,7 @@ def _batched(keys: Iterable[str], size: int) -> Iterator[list[str]]:
 
 def _identity() -> str:
     """Moves when the credentials in the environment do, so that renewed ones are used."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
     return sha256("\0".join(os.environ.get(name, "") for name in names).encode())
 
 

@@ -10,6 +10,9 @@ import os
 import secrets
 from pathlib import Path
 
+from infra import mirror
+from infra.errors import ConfigError
+
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -49,6 +52,11 @@ def pseudonym_key(home: Path) -> bytes:
     """
     if given := secret("MEDLOOM_DEID_KEY"):
         return given.encode()
+    if mirror.remote(home):
+        raise ConfigError(
+            f"{home} is a working copy of a bucket, which holds no secrets: set MEDLOOM_DEID_KEY, the same on every "
+            "machine, so that they agree on pseudonyms"
+        )
     path = home / "secrets" / "deid.key"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -66,4 +74,4 @@ def pseudonym_key(home: Path) -> bytes:
 
 def default_home() -> Path:
     """The dataset's home when none is named: MEDLOOM_HOME, else ./medloom-home."""
-    return Path(os.environ.get("MEDLOOM_HOME", "medloom-home"))
+    return mirror.home_of(os.environ.get("MEDLOOM_HOME", "medloom-home"))

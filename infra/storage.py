@@ -7,6 +7,7 @@ folder. An address is a path, or `pkg:PACKAGE/PATH` for data that ships inside a
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import os
 import socket
@@ -40,8 +41,14 @@ def draft_of(path: Path) -> Path:
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Move a finished draft to its name so that the move survives a power cut."""
+    """Move a finished draft to its name so that the move survives a power cut.
+
+    Of a home in a bucket it goes there first. Raises Transient when the bucket stays out of reach.
+    """
+    from infra import mirror
+
     _sync(draft)
+    mirror.send(draft, path)
     os.replace(draft, path)
     _sync(path.parent)
 
@@ -57,6 +64,12 @@ def _sync(path: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """`write_atomic` for bytes at hand."""
     write_atomic(path, lambda draft: draft.write_bytes(data))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file of any size, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -91,7 +104,14 @@ def sweep(folder: Path) -> int:
 
 
 def resolve(address: str, base: Path | None = None) -> Path:
-    """The local folder or file of an address; a relative path is taken from `base` (the recipe's folder)."""
+    """The local folder or file of an address; a relative path is taken from `base` (the recipe's folder).
+
+    Of s3://BUCKET/PREFIX it is a copy on this machine, as the bucket was when it was last listed.
+    """
+    if address.startswith("s3://"):
+        from infra import mirror
+
+        return mirror.source(address)
     if address.startswith("pkg:"):
         package, _, inner = address.removeprefix("pkg:").partition("/")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None

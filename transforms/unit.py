@@ -123,8 +123,8 @@ class StageUnit:
         """The manifests of what it reads, as their names tell."""
         found = []
         for unit in self.upstream:
-            entry = find(home, self.partition.source, unit.stage, self.partition.name, unit.key)
-            if entry is None or entry.attempt != unit.attempt:
+            entry = find(home, self.partition.source, unit.stage, self.partition.name, unit.key, unit.attempt)
+            if entry is None:
                 raise FileNotFoundError(f"{unit.stage} of {self.partition.place} has no manifest; run the build again")
             found.append(entry)
         return found
@@ -222,22 +222,22 @@ class BookkeepingError(Exception):
     """A stage lost or doubled rows: a bug in the stage, never in the data."""
 
 
-def run_unit(unit: Unit, home: str, max_failed: float, state: Any) -> Manifest:
+def run_unit(unit: Unit, home: Path, max_failed: float, state: Any) -> Manifest:
     """Do the work and commit it. `max_failed` is the share of failed rows above which the unit is quarantined.
 
     Raises whatever bug the stage has; then nothing was committed.
     """
     be_quiet()
-    started, root, partition = time.monotonic(), Path(home), unit.partition
+    started, partition = time.monotonic(), unit.partition
     name = f"{partition.name}-{unit.key}" + (f".{unit.attempt}" if unit.attempt else "")
-    books = _Books(unit, root)
+    books = _Books(unit, home)
     with ExitStack() as stack:
         writers = {
-            layer: stack.enter_context(shards.ShardWriter(root, layer, partition.source, name))
+            layer: stack.enter_context(shards.ShardWriter(home, layer, partition.source, name))
             for layer in (*unit.writes, "rejects")
         }
         small: dict[str, list[pa.Table]] = {}
-        for expected, outcome in unit.outcomes(root, state):
+        for expected, outcome in unit.outcomes(home, state):
             books.add(expected, outcome)
             for layer, table in outcome.tables.items():
                 if layer == "images":
@@ -257,9 +257,9 @@ def run_unit(unit: Unit, home: str, max_failed: float, state: Any) -> Manifest:
         failed=outcomes["failed"], retryable=sum(row["retryable"] for row in rejects),
         quarantined=outcomes["failed"] > max_failed * (len(books.kept) + len(rejects)),
         shards=written, software={name: version(name) for name in SOFTWARE},
-        seconds=round(time.monotonic() - started, 3), **unit.record(root),
+        seconds=round(time.monotonic() - started, 3), **unit.record(home),
     )
-    manifest.write(root)
+    manifest.write(home)
     return manifest
 
 

@@ -58,7 +58,7 @@ def ingested(home: Path, holds: dict[str, Sequence[Item]], monkeypatch: pytest.M
     monkeypatch.setattr("infra.plugins.plugins", lambda kind: known if kind == "connector" else plugins(kind))
     partition = Partition("s", "all", tuple({} for _ in holds), tuple((entry, "0") for entry in holds))
     work = Ingest("s", "archive", NoParams(), IngestParams(), SourceTerms(**{"identifiers": "public", **terms}))
-    return run_unit(IngestUnit(work, partition, "0" * 24), str(home), 1.0, None)
+    return run_unit(IngestUnit(work, partition, "0" * 24), home, 1.0, None)
 
 
 def test_items_found_inside_an_entry_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def cut(home: Path, monkeypatch: pytest.MonkeyPatch, lost: bool = False) -> Unit
 
 
 def test_a_stage_may_cut_new_samples_from_those_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = run_unit(cut(tmp_path, monkeypatch), str(tmp_path), 1.0, None)
+    made = run_unit(cut(tmp_path, monkeypatch), tmp_path, 1.0, None)
     assert (made.rows_in, made.kept) == (2, 2)
     panels, labels = (read(tmp_path, made.shards, layer) for layer in ("images", "labels"))
     assert len(set(panels["parent_id"].to_pylist())) == 2
@@ -121,7 +121,7 @@ def test_a_stage_may_cut_new_samples_from_those_it_keeps(tmp_path: Path, monkeyp
 
 def test_an_image_cut_from_nothing_kept_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BookkeepingError, match="cut from no sample it kept"):
-        run_unit(cut(tmp_path, monkeypatch, lost=True), str(tmp_path), 1.0, None)
+        run_unit(cut(tmp_path, monkeypatch, lost=True), tmp_path, 1.0, None)
 
 
 def test_a_stage_that_forgets_a_sample_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_a_stage_that_forgets_a_sample_is_a_bug(tmp_path: Path, monkeypatch: pyt
             return Outcome({"labels": LAYERS["labels"].table([])}, kept)
 
     with pytest.raises(BookkeepingError, match="never came out"):
-        run_unit(StageUnit("f", Forgetful(), unit.partition, unit.upstream, "2" * 24), str(tmp_path), 1.0, None)
+        run_unit(StageUnit("f", Forgetful(), unit.partition, unit.upstream, "2" * 24), tmp_path, 1.0, None)
 
 
 def test_answers_name_their_questions_and_equal_ones_stay_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_the_name_tells_what_the_manifest_says(
     (entry,) = scan(tmp_path)
     assert entry == Entry(made.path, "s", "ingest", partition, KEY, attempt, quarantined, bool(retryable))
     assert entry.read(tmp_path) == made
-    assert find(tmp_path, "s", "ingest", partition, KEY) == entry
+    assert find(tmp_path, "s", "ingest", partition, KEY, attempt) == entry
 
 
 def test_what_is_no_manifest_is_passed_over(tmp_path: Path) -> None:
@@ -60,9 +60,11 @@ def test_the_newest_attempt_wins_in_any_order(tmp_path: Path) -> None:
     entries = list(scan(tmp_path, "s"))
     for order in itertools.permutations(entries):
         assert {k: e.attempt for k, e in latest(iter(order)).items()} == {KEY: 10, other: 0}
-    found = find(tmp_path, "s", "ingest", "all", KEY)
-    assert found is not None and found.attempt == 10
-    assert find(tmp_path, "s", "ingest", "all", key("never")) is None
+    for attempt in (2, 10, 0, 9):
+        found = find(tmp_path, "s", "ingest", "all", KEY, attempt)
+        assert found is not None and found.attempt == attempt
+    assert find(tmp_path, "s", "ingest", "all", KEY, 1) is None
+    assert find(tmp_path, "s", "ingest", "all", key("never"), 0) is None
     assert list(scan(tmp_path, "nobody")) == []
 
 

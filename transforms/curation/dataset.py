@@ -61,7 +61,7 @@ class Dataset:
         for shard in self.shards:
             if shard.layer != "images":
                 continue
-            with pq.ParquetFile(self.home / shard.path) as file:
+            with pq.ParquetFile(shards.file_of(self.home, shard)) as file:
                 for group in range(file.num_row_groups):
                     ids = file.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
                     rows = [row for row, name in enumerate(ids) if wanted is None or name in wanted]

@@ -37,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from infra import mirror
 from infra.errors import ConfigError
 from infra.keys import canonical, key, sha256
 from infra.storage import resolve, write_atomic, write_bytes
@@ -230,11 +231,12 @@ def open_base(folder: Path, name: str, version: str | None = None) -> KnowledgeB
 
     Raises ConfigError when there is none, or when the model is no longer the one that it was made with.
     """
-    if not (folder / f"{name}.json").exists():
+    if not mirror.current(folder / f"{name}.json").exists():
         raise ConfigError(f"there is no knowledge base {name!r} in {folder}; {MAKE}")
     report = _json(folder / f"{name}.json")
     version = version or str(report["key"])
     path = folder / f"{name}-{version}"
+    mirror.pull(path)
     if not (path / "knowledge.json").exists():
         raise ConfigError(f"version {version} of the knowledge base {name!r} is gone from {folder}; {MAKE}")
     record = _json(path / "knowledge.json")

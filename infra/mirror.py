@@ -1,0 +1,254 @@
+"""Homes and sources in an object store: `s3://BUCKET/PREFIX` wherever a folder is named.
+
+All code works on a local folder. That of a home in a bucket is a working copy: what others may rely on is written under
+a temporary name, verified, sent to the bucket, and only then given its name; what is not at hand is fetched. The
+invariant: a trusted file of the working copy is in the bucket, whole and checked, and since manifests are written last,
+a bucket never names what it does not hold. A working copy may be thrown away at any time.
+
+    WORK/homes/<name>/.remote.json     which bucket the working copy is of
+    WORK/sources/<name>/               a copy of a source, as the bucket was when it was last listed
+
+WORK is MEDLOOM_WORK, by default ~/.cache/medloom; it must be the same path on all machines of a cluster. Credentials
+and the server's address are boto3's own: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3 and so on.
+
+>>> home = home_of("s3://lab/chest")
+>>> local(home / "shards/images/nih/000-ab12.parquet", sha256="…")   # fetched unless it is at hand
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import stamina
+
+from infra import keys
+from infra.errors import ConfigError, Terminal, Transient
+from infra.s3 import Bucket, Pieces
+from infra.storage import draft_of, file_sha256
+
+NOTE = ".remote.json"
+PATIENCE_S = 120.0
+"""How long a store that does not answer is waited for, beyond the retries of single requests."""
+SHARED = re.compile(
+    r"(shards|manifests|builds|reports|decisions|knowledge|segments)/.+|catalog\.ro\.duckdb|cache/llm/[0-9a-f]{2}/.+\.json"
+)
+"""What of a home others rely on; all else is this machine's own, secrets above all."""
+THREADS = 16
+_known: dict[Path, Bucket] = {}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A working copy and what it is a copy of."""
+
+    home: Path
+    bucket: Bucket
+
+    def key(self, path: Path) -> str:
+        return path.absolute().relative_to(self.home).as_posix()
+
+
+def home_of(address: str | Path) -> Path:
+    """The folder to work in for a home: itself, or for s3://BUCKET/PREFIX its working copy, made where it is missing.
+
+    Raises ConfigError for an address that is none.
+    """
+    text = str(address)
+    if not text.startswith("s3:/"):
+        return Path(text)
+    text = f"s3://{text.removeprefix('s3:').strip('/')}"
+    Bucket.at(text)  # a wrong address must not leave a folder
+    home = work() / "homes" / _slug(text)
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / NOTE).exists():
+        (home / NOTE).write_text(json.dumps({"address": text}))
+    return home
+
+
+def address_of(home: Path) -> str:
+    """What names a home to a process elsewhere: its bucket's address, or its absolute path."""
+    found = remote(home)
+    return f"s3://{found.bucket.name}/{found.bucket.prefix}".rstrip("/") if found else str(home.resolve())
+
+
+def work() -> Path:
+    """Folder of working copies."""
+    return Path(os.environ.get("MEDLOOM_WORK") or Path.home() / ".cache" / "medloom").absolute()
+
+
+def remote(path: Path) -> Remote | None:
+    """The store behind a home or a file of it; None for a home that is a folder and no more."""
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        if folder in _known:
+            return Remote(folder, _known[folder])
+        try:
+            address = json.loads((folder / NOTE).read_text())["address"]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        _known[folder] = Bucket.at(address, anonymous=False, in_flight=THREADS)
+        return Remote(folder, _known[folder])
+    return None
+
+
+def send(draft: Path, path: Path) -> None:
+    """Put a finished draft under the key of `path`, where that is shared with others; else nothing is to do."""
+    found = remote(path)
+    if found and SHARED.fullmatch(key := found.key(path)):
+        digest = file_sha256(draft)
+        _patiently(lambda: found.bucket.upload(key, draft, digest))
+
+
+def send_new(data: bytes, path: Path) -> None:
+    """The same for a record that must not replace one that somebody else wrote. Raises infra.s3.Conflict."""
+    if found := remote(path):
+        _patiently(lambda: found.bucket.put(found.key(path), data, absent=True))
+
+
+def local(path: Path, sha256: str | None = None) -> Path:
+    """A file that never changes, fetched where it is not at hand; the path as it is where there is none at all.
+
+    Raises Transient when it does not come whole.
+    """
+    if not path.exists() and (found := remote(path)) and SHARED.fullmatch(found.key(path)):
+        _fetch(found.bucket, found.key(path), path, sha256)
+    return path
+
+
+def current(path: Path) -> Path:
+    """A file that is replaced in time, in its newest state."""
+    if found := remote(path):
+        head = _patiently(lambda: found.bucket.head(found.key(path)))
+        if head and not (path.exists() and file_sha256(path) == head.sha256):
+            _fetch(found.bucket, found.key(path), path, head.sha256)
+    return path
+
+
+def opened(path: Path) -> Path | Pieces:
+    """What to read a few columns of a large file from: the file at hand, or pieces of its object as they are wanted."""
+    if path.exists() or not (found := remote(path)):
+        return path
+    return found.bucket.open(found.key(path))
+
+
+def pull(folder: Path) -> None:
+    """Make a folder of a home what it is in the store: what is new is fetched, what is gone is removed."""
+    if not (found := remote(folder)):
+        return
+    there = _patiently(lambda: set(found.bucket.list(f"{found.key(folder)}/")))
+    here = {found.key(path) for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+    missing = sorted(there - here)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda key: _fetch(found.bucket, key, found.home / key), missing))
+    for key in here - there:
+        (found.home / key).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file of a home, at hand or not."""
+
+    path: str
+    """relative to the home"""
+    bytes: int
+    age_s: float
+    """seconds since it was written"""
+
+
+def listed(home: Path, folder: str) -> Iterator[Listed]:
+    """Every file below a folder of a home, in the order of their paths, drafts left out."""
+    now = time.time()
+    if found := remote(home):
+        for entry in found.bucket.stat(f"{folder}/"):
+            yield Listed(entry.key, entry.size, now - entry.written.timestamp())
+        return
+    for path in sorted((home / folder).rglob("*")):
+        with suppress(FileNotFoundError):  # one that somebody removes meanwhile
+            if path.is_file() and not path.name.startswith("."):
+                yield Listed(path.relative_to(home).as_posix(), path.stat().st_size, now - path.stat().st_mtime)
+
+
+def discard(home: Path, paths: Sequence[str]) -> None:
+    """Remove files of a home, named relative to it, here and in the store."""
+    if found := remote(home):
+        _patiently(lambda: found.bucket.remove(paths))
+    for path in paths:
+        (home / path).unlink(missing_ok=True)
+
+
+def source(address: str, refresh: bool = False) -> Path:
+    """The local copy of a source or a corpus at s3://BUCKET/PREFIX; `refresh` brings it up to date with the bucket.
+
+    Objects that changed are fetched again, those that are gone are removed. Without credentials in the environment it
+    is read anonymously.
+    """
+    folder = work() / "sources" / _slug(address)
+    done = folder / ".complete"
+    if done.exists() and not refresh:
+        return folder
+    signed = bool(os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE"))
+    bucket = Bucket.at(address, anonymous=not signed, in_flight=THREADS)
+    seen: dict[str, str] = json.loads(done.read_text()) if done.exists() else {}
+    listing = _patiently(lambda: list(bucket.stat()))
+    there = {entry.key: entry.etag for entry in listing if not entry.key.endswith("/") and _inside(folder, entry.key)}
+    if not there:
+        raise ConfigError(f"{address}: nothing there; check the address in the recipe")
+    changed = [key for key in sorted(there) if seen.get(key) != there[key] or not (folder / key).exists()]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda key: _fetch(bucket, key, folder / key), changed))
+    for key in seen.keys() - there.keys():
+        (folder / key).unlink(missing_ok=True)
+    draft = draft_of(done)
+    draft.write_text(json.dumps(there))
+    draft.replace(done)
+    return folder
+
+
+def refresh_sources(addresses: Iterable[str]) -> None:
+    """Bring the copies of sources up to date; what is no address of a bucket is left alone."""
+    for address in addresses:
+        if address.startswith("s3://"):
+            source(address, refresh=True)
+
+
+def _fetch(bucket: Bucket, key: str, path: Path, sha256: str | None = None) -> None:
+    draft = draft_of(path)
+    try:
+        _patiently(lambda: bucket.download(key, draft))
+        if sha256 and file_sha256(draft) != sha256:
+            raise Transient("CHECKSUM", f"s3://{bucket.name}/{bucket.prefix}{key}: its bytes are not those on record")
+        os.replace(draft, path)
+    except Terminal as error:
+        if error.code != "FILE_MISSING":
+            raise
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """A call of the store, again and with growing pauses while it may pass."""
+    for attempt in stamina.retry_context(on=Transient, attempts=None, timeout=PATIENCE_S, wait_max=15):
+        with attempt:
+            return call()
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+def _slug(address: str) -> str:
+    """A folder's name for an address: one that people can read, and that no other address has."""
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", address.removeprefix("s3://")).strip("-.")
+    return f"{words[-60:]}-{keys.key('address', address)[:10]}"
+
+
+def _inside(folder: Path, key: str) -> bool:
+    return (folder / key).resolve().is_relative_to(folder.resolve())
