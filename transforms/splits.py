@@ -9,7 +9,8 @@ that hold one picture between them, as the stage `duplicates` found; the unit fa
       stratify: images.modality
 
 Rows of `checks`, one a sample: `split/NAME`, its share as detail, its place between 0 and 1 as value, so that a query
-may cut elsewhere; and `split/NAME/group`, the set of groups it is joined with.
+may cut elsewhere; and `split/NAME/group`, the set of groups it is joined with. With `keep: true` shares that a source
+states stand, but for groups that hold one picture between them; their place is null.
 
     SELECT * FROM images JOIN checks USING (sample_id) WHERE "check" = 'split/main' AND detail = 'train'
 
@@ -31,13 +32,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from catalog.schema import LAYERS
 from transforms.curation.dataset import Dataset, WholeStage
 from transforms.curation.duplicates import components
-from transforms.curation.splits import assigned, crossing, stratified
+from transforms.curation.splits import assigned, crossing, kept, stratified
 from transforms.stage import Context, Outcome, Stage
 
 NAME = "splits"
 VERSION = "1"
 REQUIRES: Mapping[str, str] = {}
 COLUMNS = ("modality", "anatomy", "view", "source")
+
+
+Side = tuple[str, float | None]
+"""A share, and the place between 0 and 1 that decided it; none where the source did."""
 
 
 class Params(BaseModel):
@@ -59,6 +64,11 @@ class Params(BaseModel):
         "of this name; of a group, the commonest counts",
     )
 
+    keep: bool = Field(
+        False, description="groups of which the source states a share (its label `split`) stay in it, and with them "
+        "those that hold the same pictures; of several stated shares the strictest counts",
+    )
+
     @field_validator("shares")
     @classmethod
     def _sizes(cls, shares: Mapping[str, float]) -> Mapping[str, float]:
@@ -76,7 +86,8 @@ class Params(BaseModel):
 
 def make_stage(params: Params, context: Context) -> Stage:
     """The stage."""
-    labels = ("labels",) if params.stratify and not params.stratify.startswith("images.") else ()
+    by_label = params.stratify and not params.stratify.startswith("images.")
+    labels = ("labels",) if by_label or params.keep else ()
     return WholeStage(
         NAME, VERSION, reads=("images", "checks", *labels), writes=("checks",), over=partial(_split, params),
         params=params, ingredients={"order": ",".join(params.shares)},  # a key sorts names, and here their order counts
@@ -93,9 +104,11 @@ def _split(params: Params, dataset: Dataset) -> Outcome:
         found = assigned(joined, params.shares, params.salt)
     else:
         found = stratified(joined, _strata(params.stratify, dataset, images), params.shares, params.salt)
-    if crossed := crossing((joined[name], share) for name, (share, _) in found.items()):
+    stays = kept(joined, _stated(dataset, group), params.shares) if params.keep else {}
+    sides: dict[str, Side] = {name: (stays[name], None) if name in stays else at for name, at in found.items()}
+    if crossed := crossing((joined[name], share) for name, (share, _) in sides.items()):
         raise AssertionError(f"groups on two sides: {next(iter(crossed.items()))}")
-    checks = [check for sample in dataset.ids for check in _checks(params.split, sample, found, joined, group[sample])]
+    checks = [check for sample in dataset.ids for check in _checks(params.split, sample, sides, joined, group[sample])]
     return Outcome({"checks": LAYERS["checks"].table(checks)}, dataset.ids)
 
 
@@ -106,6 +119,13 @@ def _joined(params: Params, dataset: Dataset, group: Mapping[str, str]) -> Itera
             detail = json.loads(row["detail"])
             if not detail.get("plain"):
                 yield group[row["sample_id"]], group[detail["of"]]
+
+
+def _stated(dataset: Dataset, group: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(group, what its source calls the share it is in)."""
+    for row in dataset.columns("labels", ("sample_id", "name", "value")).to_pylist():
+        if row["name"] == "split" and row["value"]:
+            yield group[row["sample_id"]], row["value"]
 
 
 def _strata(by: str, dataset: Dataset, images: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -122,9 +142,9 @@ def _strata(by: str, dataset: Dataset, images: Sequence[Mapping[str, Any]]) -> d
 
 
 def _checks(
-    split: str, sample: str, found: Mapping[str, tuple[str, float]], joined: Mapping[str, str], group: str
+    split: str, sample: str, sides: Mapping[str, Side], joined: Mapping[str, str], group: str
 ) -> Iterator[Mapping[str, Any]]:
-    share, at = found[group]
+    share, at = sides[group]
     common = {"sample_id": sample, "text_id": "", "version": VERSION, "verdict": "pass"}
-    yield {**common, "check": f"split/{split}", "value": round(at, 9), "detail": share}
+    yield {**common, "check": f"split/{split}", "value": at and round(at, 9), "detail": share}
     yield {**common, "check": f"split/{split}/group", "detail": joined[group]}

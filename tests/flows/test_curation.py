@@ -199,3 +199,21 @@ def test_plain_pictures_join_nobody(tmp_path: Path) -> None:
     sets = found(tmp_path / "home", "split/main/group")
     assert len({sets[f"patient{n}_9", "split/main/group"]["detail"] for n in (2, 3, 52)}) == 3
     assert sum(row["verdict"] == "fail" for row in found(tmp_path / "home", "duplicate/exact").values()) == 3
+
+
+def test_a_source_that_has_a_split_keeps_it_but_for_pictures_that_stand_on_both_sides(tmp_path: Path) -> None:
+    for number in range(6):
+        save(tmp_path / "a" / ("train" if number < 4 else "test") / "x" / f"patient{number}_1.png", scene(number))
+    save(tmp_path / "a" / "train" / "x" / "patient9_1.png", scene(5))  # the source's own leak: patient 5 in train
+    (tmp_path / "recipe.yaml").write_text(
+        "name: kept\nsources:\n  - {name: own, use: images, layout: imagefolder, root: a, identifiers: public,\n"
+        "     splits: [train, test], patient_pattern: '(patient\\d+)'}\nstages:\n  - {use: duplicates}\n"
+        "  - {use: splits, shares: {train: 0, test: 1}, keep: true}\n"
+    )
+    run(tmp_path / "recipe.yaml", tmp_path / "home")
+    found = query(tmp_path / "home", "SELECT source_item, detail, value FROM images JOIN checks USING (sample_id) "
+                  "WHERE \"check\" = 'split/main' ORDER BY 1").to_pylist()
+    sides = {Path(row["source_item"]).stem: row["detail"] for row in found}
+    assert sides == {**{f"patient{n}_1": "train" for n in range(4)}, "patient4_1": "test", "patient5_1": "test",
+                     "patient9_1": "test"}
+    assert {row["value"] for row in found} == {None}

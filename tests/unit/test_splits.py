@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from transforms.curation.splits import assigned, crossing, place, side, stratified
+from transforms.curation.splits import assigned, crossing, kept, place, side, stratified
 from transforms.splits import Params, make_stage
 from transforms.stage import Context, fingerprint
 
@@ -75,3 +75,13 @@ def test_parameters_are_checked_and_their_order_counts() -> None:
 
     one, other = (make_stage(Params(shares=s), Context(Path())) for s in ({"a": 1, "b": 1}, {"b": 1, "a": 1}))
     assert fingerprint(one) != fingerprint(other)
+
+
+def test_shares_that_sources_state_are_kept_and_the_strictest_counts() -> None:
+    joined = {"a": "a", "b": "both", "c": "both", "d": "d", "e": "e"}
+    stated = [("a", "Training"), ("b", "train"), ("c", "testing"), ("d", "extra"), ("a", "train")]
+    assert kept(joined, stated, SHARES) == {"a": "train", "b": "test", "c": "test"}
+    assert kept(joined, reversed(stated), SHARES) == kept(joined, stated, SHARES)
+    assert kept(joined, [("a", "valid")], {"train": 1, "test": 1}) == {}, "a share that this split has not"
+    own = {"train": 0.5, "valid": 0.5}
+    assert kept(joined, [("a", "valid"), ("d", "validation")], own) == {"a": "valid"}

@@ -14,6 +14,12 @@ from itertools import accumulate
 
 from infra.keys import sha256
 
+_WORDS = {
+    "training": "train", "tr": "train", "imagestr": "train", "validation": "val", "valid": "val", "validate": "val",
+    "dev": "val", "testing": "test", "ts": "test", "imagests": "test",
+}
+"""What sources call the usual shares."""
+
 
 def place(group: str, salt: str) -> float:
     """Where a group stands between 0 and 1: uniform, and the same for ever."""
@@ -64,6 +70,26 @@ def stratified(
             at = (number + 0.5) / len(queue)
             found[together] = side(at, shares), at
     return {group: found[together] for group, together in joined.items()}
+
+
+def kept(
+    joined: Mapping[str, str], stated: Iterable[tuple[str, str]], shares: Mapping[str, float]
+) -> dict[str, str]:
+    """Group -> the share that its source states, for the sets of groups of which it states one.
+
+    `stated` are pairs of a group and a source's word for a share. Of several the one that is held out most strictly
+    counts: a patient of whom one picture is in the source's test set is not trained on. A word for none of `shares`
+    (train, val or test under another name is understood) states nothing.
+    """
+    rank = {name: number for number, name in enumerate(shares)}
+    strictest: dict[str, str] = {}
+    for group, word in stated:
+        name = word.strip().lower()
+        name = name if name in rank else _WORDS.get(name, name)
+        if name in rank:
+            before = strictest.setdefault(joined[group], name)
+            strictest[joined[group]] = max(before, name, key=rank.__getitem__)
+    return {group: strictest[together] for group, together in joined.items() if together in strictest}
 
 
 def crossing(sides: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
