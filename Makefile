@@ -32,8 +32,10 @@ check: $(VENV)/.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+# JOBS=1 for one test after the other
+JOBS ?= 2
 test: check $(VENV)/.heavy
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 clean:
 	rm -rf $(VENV) demo-home

@@ -148,7 +148,7 @@ def test_a_source_in_a_bucket_is_read_and_followed(
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
     server.put("source", {f"set/{name}": data for name, data in files.items()})
     recipe = recipe_in(tmp_path, "s3://source/set")
-    build, _ = run(recipe, tmp_path / "home")
+    run(recipe, tmp_path / "home")
     assert catalog.query(tmp_path / "home", "SELECT count(*) AS n FROM images").to_pylist() == [{"n": 6}]
     names = sorted(files)
     server.put("source", {f"set/{names[0]}": files[names[1]][:-1] + b"\x82", "set/healthy/more.png": files[names[2]]})
