@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from catalog.manifest import parsed
 from infra import mirror
 from infra.storage import write_bytes
 
@@ -69,7 +70,8 @@ def numbers(home: Path) -> list[int]:
 
 def read_build(home: Path, number: int) -> Build:
     """The record of one build; of a large dataset that is megabytes."""
-    return Build.model_validate_json((home / f"builds/{number:06d}.json").read_bytes())
+    path = f"builds/{number:06d}.json"
+    return parsed(Build, path, (home / path).read_bytes())
 
 
 def builds(home: Path) -> list[Build]:

@@ -1,13 +1,13 @@
-"""The catalog: a DuckDB index over builds, manifests and the metadata columns of shards.
+"""The catalog: an index over builds, manifests and the metadata columns of shards that answers SQL.
 
-Everything in it can be made again from the files (`rebuild`). One short-lived writer brings it up to date; readers get
-a published copy, so an open notebook never blocks a build. Every layer is a view by its name, over the newest snapshot
-or the one that `at` names; `images` has all columns but the bytes, and `shard`, the file they lie in. Further views
-are for people: `samples`, `funnel`, `costs`, `licences`, `missing` (catalog/views.py).
+Everything in it can be made again from the files (`rebuild`). One short-lived writer brings it up to date; readers see
+the last commit, so an open notebook never blocks a build. Where it stands is chosen by address (catalog/index.py): a
+DuckDB file, or a DuckLake on Postgres. Every layer is a view by its name, over the newest snapshot or the one that
+`at` names; `images` has all columns but the bytes, and `shard`, the file they lie in. Further views are for people:
+`samples`, `funnel`, `costs`, `licences`, `missing` (catalog/views.py).
 
-    HOME/catalog.duckdb      the index: the writer's
-    HOME/catalog.ro.duckdb   its published copy: what everybody reads
-    HOME/segments/           rows of large datasets (catalog/segments.py)
+The invariant: an answer is that of one committed state, and no question changes it or reaches beyond it
+(catalog/fence.py).
 
 >>> query(home, "SELECT modality, count(*) AS n FROM images GROUP BY 1 ORDER BY 2 DESC").to_pylist()
 [{'modality': 'CT', 'n': 41}]
@@ -16,11 +16,7 @@ are for people: `samples`, `funnel`, `costs`, `licences`, `missing` (catalog/vie
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,31 +25,29 @@ import pyarrow as pa
 
 from catalog import segments
 from catalog.builds import Build, numbers, read_build
+from catalog.fence import CatalogError as CatalogError
+from catalog.fence import close_off, limited, require_select
+from catalog.index import FILE as FILE
+from catalog.index import PUBLISHED as PUBLISHED
+from catalog.index import index_of
 from catalog.manifest import Manifest, read_manifest
 from catalog.schema import LAYERS, Layer
-from catalog.views import FORMAT, TABLES, make_tables, make_views, metadata
-from infra.errors import ConfigError, MedloomError
-from infra.storage import locked, write_atomic
+from catalog.views import FORMAT, TABLES, drop_all, make_tables, make_views, metadata, views_stand
+from infra import mirror
+from infra.errors import ConfigError
 
-FILE, PUBLISHED, LOCK = "catalog.duckdb", "catalog.ro.duckdb", ".catalog.lock"
-LOCK_WAIT_S = 600.0
-"""A commit checks the whole snapshot: of a large one that takes minutes."""
 SECONDS = 600.0
 """A question may take so long."""
-REOPEN = 5
-"""How often a reader tries to open what a writer may be replacing at that moment."""
-_FENCE: Mapping[str, str] = {
-    "enable_external_access": "false", "python_enable_replacements": "false", "lock_configuration": "true",
-}
-"""No file but the catalog, no variable of the calling program, and no way to change that."""
+BATCH = 200_000
+"""Rows that are held in memory while they are read from shards; without pixels, some hundred bytes each."""
 
 
-class CatalogError(MedloomError):
-    """The catalog cannot answer; the message says what to do."""
+class NothingYet(CatalogError):
+    """No build of this home was ever committed to its catalog."""
 
 
 def query(home: Path, sql: str, at: int | None = None, seconds: float = SECONDS) -> pa.Table:
-    """The answer to one SELECT over the published catalog, which cannot reach files, the network or the settings.
+    """The answer to one SELECT over the catalog, which cannot reach files, the network or the settings.
 
     Columns of one name are told apart by a number: id, id_1. Raises CatalogError with DuckDB's words when it cannot be
     answered, or not within so many seconds and the memory that MEDLOOM_SQL_MEMORY grants (default 4GB).
@@ -62,10 +56,8 @@ def query(home: Path, sql: str, at: int | None = None, seconds: float = SECONDS)
 
     with reader(home, at) as con:
         try:
-            statements = con.extract_statements(sql)
-            if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
-                raise CatalogError("the catalog answers one SELECT at a time and is never written by SQL")
-            with _limited(con, seconds):
+            require_select(con, sql)
+            with limited(con, seconds):
                 answer = con.sql(sql).to_arrow_table()
         except duckdb.InterruptException:
             raise CatalogError(
@@ -81,24 +73,14 @@ def query(home: Path, sql: str, at: int | None = None, seconds: float = SECONDS)
 
 
 @contextmanager
-def _limited(con: Any, seconds: float) -> Iterator[None]:
-    """Interrupt the connection when the time is over."""
-    clock = threading.Timer(seconds, con.interrupt)
-    clock.daemon = True
-    clock.start()
-    try:
-        yield
-    finally:
-        clock.cancel()
-
-
-@contextmanager
 def reader(home: Path, at: int | None = None) -> Iterator[Any]:
-    """A fenced read-only DuckDB connection to the published copy; raises ConfigError for a snapshot there is not."""
-    path = home / PUBLISHED
-    if not path.exists():
-        raise CatalogError(f"{home} has no snapshot yet: run `medloom build RECIPE --home {home}`")
-    with _opened(home, path) as con:
+    """A fenced read-only DuckDB connection to the last commit; raises ConfigError for a snapshot there is not."""
+    index = index_of(home)
+    opened = index.open()
+    if opened is None:
+        raise NothingYet(f"{home} has no snapshot yet: run `medloom build RECIPE --home {home}`")
+    with opened as con:
+        close_off(con, index.folders())
         if at is not None:
             snapshots = con.execute("SELECT number FROM builds WHERE status = 'snapshot' ORDER BY 1")
             known = [n for (n,) in snapshots.fetchall()]
@@ -108,93 +90,43 @@ def reader(home: Path, at: int | None = None) -> Iterator[Any]:
         yield con
 
 
-def _opened(home: Path, path: Path) -> Any:
-    """The published copy with its segments, fenced; a segment that was merged away meanwhile is looked for again."""
-    import duckdb
-
-    for attempt in range(REOPEN):
-        con = None
-        try:
-            # in memory: connections of one process to one file would share their settings, and the fence
-            con = duckdb.connect(config=_settings())
-            con.execute(f"ATTACH '{segments.quoted(path)}' AS catalog (READ_ONLY); USE catalog")
-            if con.execute("SELECT number FROM format").fetchone() != (FORMAT,):
-                raise CatalogError(f"{path} is of another version of medloom; `medloom catalog rebuild` makes it again")
-            segments.attach(con, home)
-            for name, value in _FENCE.items():
-                con.execute(f"SET {name} = {value}")
-            return con
-        except duckdb.Error as error:
-            if con:
-                con.close()
-            if attempt + 1 == REOPEN:
-                raise CatalogError(
-                    f"{path} cannot be opened; `medloom catalog rebuild` makes it again: {error}"
-                ) from None
-            time.sleep(0.05)
-    raise AssertionError("unreachable: the last attempt raises")
-
-
-def _settings() -> dict[str, str | bool | int | float | list[str]]:
-    return {
-        "memory_limit": os.environ.get("MEDLOOM_SQL_MEMORY", "4GB"), "temp_directory": "",
-        "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
-    }
-
-
 @contextmanager
-def writer(home: Path) -> Iterator[Any]:
-    """The one short-lived writer, brought up to date with the files; what it wrote is published when it ends well.
+def writer(home: Path, afresh: bool = False) -> Iterator[Any]:
+    """The one short-lived writer, brought up to date with the files; readers see what it wrote when it ends well.
 
-    Waits for another one, then raises CatalogError.
+    All of it is one transaction. `afresh` forgets what the index held. Waits for another one, then raises CatalogError.
     """
-    import duckdb
-
-    try:
-        with locked(home / LOCK, wait_s=LOCK_WAIT_S), duckdb.connect(str(home / FILE)) as con:
-            con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
-            _prepare(con, home)
-            _sync(con, home)
-            yield con
-            segments.spill(con, home)
-            con.execute("CHECKPOINT")
-            named = set(segments.names(con))
-            con.close()
-            write_atomic(home / PUBLISHED, lambda draft: shutil.copyfile(home / FILE, draft))
-            segments.sweep(home, named)  # who has an old copy open keeps it, and its segments
-    except TimeoutError as error:
-        raise CatalogError(f"another build is committing for longer than {LOCK_WAIT_S:g} s: {error}") from None
-    except duckdb.IOException as error:
-        raise CatalogError(f"{home / FILE} is held by another process: {error}") from None
+    with index_of(home).writing(afresh) as con:
+        _prepare(con, home)
+        _sync(con, home)
+        yield con
 
 
 def refresh(home: Path) -> None:
-    """Bring the catalog up to date with the files and publish a copy for readers."""
+    """Bring the catalog up to date with the files, for readers to see."""
     with writer(home):
         pass
 
 
 def rebuild(home: Path) -> None:
     """Make the catalog again from builds, manifests and shards alone."""
-    segments.sweep(home, set())
-    (home / FILE).unlink(missing_ok=True)
-    (home / f"{FILE}.wal").unlink(missing_ok=True)
-    refresh(home)
+    with writer(home, afresh=True):
+        pass
 
 
 def published(home: Path) -> set[int]:
     """Numbers of the builds that readers see."""
-    if not (home / PUBLISHED).exists():
+    try:
+        with reader(home) as con:
+            return {number for (number,) in con.execute("SELECT number FROM builds").fetchall()}
+    except NothingYet:
         return set()
-    with reader(home) as con:
-        return {number for (number,) in con.execute("SELECT number FROM builds").fetchall()}
 
 
 def add_build(con: Any, home: Path, build: Build) -> None:
     """Index a build inside a writer: its units, their shards' rows, its validations. Adding it twice is adding it."""
-    con.execute("BEGIN")
     con.register("named", pa.table({"path": pa.array(build.units, pa.string())}))
-    unknown = con.execute("SELECT path FROM named WHERE path NOT IN (SELECT path FROM units) ORDER BY path").fetchall()
+    unknown = con.execute("SELECT path FROM named ANTI JOIN units USING (path) ORDER BY path").fetchall()
     fresh = [(path, read_manifest(home, path)) for (path,) in unknown]
     (unit,) = con.execute("SELECT coalesce(max(id), 0) FROM units").fetchone()
     numbered = list(enumerate(fresh, unit + 1))
@@ -206,31 +138,38 @@ def add_build(con: Any, home: Path, build: Build) -> None:
     ]
     _insert(con, "shards", shards)
     for layer in LAYERS.values():
-        _load(con, home, layer, [path for _, path, name, *_ in shards if name == layer.name])
+        _load(con, home, layer, [(path, number) for number, path, name, *_ in shards if name == layer.name])
     _forget(con, build.number)
     _insert(con, "builds", [(build.number, build.status, build.name, build.created_at)])
     con.execute(f"INSERT INTO build_units SELECT {build.number:d}, id FROM units JOIN named USING (path)")
     con.unregister("named")
     _insert(con, "validations", [(build.number, *v.model_dump().values()) for v in build.validations])
-    con.execute("COMMIT")
 
 
 def _prepare(con: Any, home: Path) -> None:
     """Tables and views; an index of an older form is emptied, to be filled from the files. Refuses a newer one."""
-    has = {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-    known = con.execute("SELECT number FROM format").fetchone() if "format" in has else None
-    if known and known[0] > FORMAT:
-        raise CatalogError(f"{home / FILE} was written by a newer medloom; update this one")
-    if has and known != (FORMAT,):
-        for (name,) in con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
-            con.execute(f'DROP VIEW "{name}"')
-        for name in has:
-            con.execute(f'DROP TABLE "{name}"')
-    con.execute(TABLES)
-    if known != (FORMAT,):
+    known = _format(con)
+    if known is not None and known > FORMAT:
+        raise CatalogError(f"the catalog of {home} was written by a newer medloom; update this one")
+    if known != FORMAT:
+        drop_all(con)
+        con.execute(TABLES)
         con.execute(f"INSERT INTO format VALUES ({FORMAT}, NULL)")
-    make_tables(con)
-    make_views(con, segments.attach(con, home))
+    attached = segments.attach(con, home)
+    if not views_stand(con, attached):
+        make_tables(con)
+        make_views(con, attached)
+
+
+def _format(con: Any) -> int | None:
+    """Of the index's tables; None where there are none."""
+    import duckdb
+
+    try:
+        found: tuple[int] | None = con.execute("SELECT number FROM format").fetchone()
+    except duckdb.CatalogException:
+        return None
+    return found[0] if found else None
 
 
 def _sync(con: Any, home: Path) -> None:
@@ -257,16 +196,38 @@ def _insert(con: Any, table: str, rows: Sequence[Sequence[Any]]) -> None:
         con.unregister("fresh")
 
 
-def _load(con: Any, home: Path, layer: Layer, paths: Sequence[str]) -> None:
-    """Copy the metadata columns of these shards into the layer's table; those that older ones lack are null."""
-    if paths:
-        prefix = len(str(home.resolve())) + 2
-        con.execute(
-            f"INSERT INTO {layer.name}_rows BY NAME SELECT r.* EXCLUDE (place), s.id AS shard_id FROM ("
-            f"SELECT COLUMNS(c -> list_contains(?, c)), substr(filename, {prefix}) AS place "
-            "FROM read_parquet(?, filename=true, union_by_name=true)) r JOIN shards s ON s.path = r.place",
-            [metadata(layer).names, [str(home.resolve() / p) for p in paths]],
-        )
+def _load(con: Any, home: Path, layer: Layer, shards: Sequence[tuple[str, int]]) -> None:
+    """Copy the metadata columns of these shards (path, id) into the layer's table; those that old ones lack are null.
+
+    Many rows at a time: a lake makes a file of each insert.
+    """
+    held: list[pa.Table] = []
+    for path, number in shards:
+        table = _read(home, path, metadata(layer).names)
+        held.append(table.append_column("shard_id", pa.repeat(pa.scalar(number, pa.int32()), table.num_rows)))
+        if sum(t.num_rows for t in held) >= BATCH:
+            _append(con, layer, held)
+            held = []
+    if held:
+        _append(con, layer, held)
+
+
+def _read(home: Path, path: str, columns: Sequence[str]) -> pa.Table:
+    """Those of the columns that the shard has; of small row groups, this reads twice as fast as DuckDB does.
+
+    Of a shard that lies in a bucket only these columns are fetched.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(mirror.opened(home / path), memory_map=True, pre_buffer=True) as file:
+        has = set(file.schema_arrow.names)
+        return file.read([name for name in columns if name in has])
+
+
+def _append(con: Any, layer: Layer, tables: Sequence[pa.Table]) -> None:
+    con.register("fresh", pa.concat_tables(tables, promote_options="default"))
+    con.execute(f"INSERT INTO {layer.name}_rows BY NAME SELECT * FROM fresh")
+    con.unregister("fresh")
 
 
 def _unit_row(path: str, m: Manifest) -> tuple[Any, ...]:

@@ -81,6 +81,9 @@ def collect(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -> Ga
     try:
         with locked(home / LOCK):
             garbage = collectable(home, keep, grace_s)  # in here: a build that just ended may count on old units
+            seen = {shard.path for path in garbage.manifests for shard in read_manifest(home, path).shards}
+            loose = [path for path in garbage.shards if path not in seen]
+            mirror.discard(home, loose)  # nobody names these: on a full disk they give the room for what follows
             given_up = []
             for record in garbage.builds:
                 file = home / record
@@ -89,8 +92,9 @@ def collect(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -> Ga
                     write_bytes(target, file.read_bytes())
                     mirror.discard(home, [record])
                 given_up.append(target.relative_to(home).as_posix())
-            catalog.refresh(home)  # readers must not be shown what is about to go
-            for paths in (garbage.manifests, garbage.shards, given_up):
+            if given_up:
+                catalog.refresh(home)  # readers must not be shown what is about to go
+            for paths in (garbage.manifests, sorted(seen & set(garbage.shards)), given_up):
                 mirror.discard(home, paths)
             return garbage
     except TimeoutError:

@@ -6,11 +6,45 @@ logged or sent before the ingest stage has de-identified it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar, overload
 
 from infra.keys import key, sha256
+
+T = TypeVar("T")
+
+
+class Later(Sequence[T]):
+    """Refs or contents of a partition that are fetched when somebody looks into them; its key is known before.
+
+    Pickled, it is the tuple that it stands for, so workers need not fetch anything.
+    """
+
+    def __init__(self, key: str, length: int, fetch: Callable[[], Sequence[T]]) -> None:
+        self.key = key
+        self._length, self._fetch = length, fetch
+
+    @cached_property
+    def _whole(self) -> Sequence[T]:
+        return self._fetch()
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return self._whole[index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._whole)
+
+    def __reduce__(self) -> tuple[type[tuple[T, ...]], tuple[tuple[T, ...]]]:
+        return tuple, (tuple(self._whole),)
 
 
 @dataclass(frozen=True)
@@ -24,8 +58,8 @@ class Partition:
 
     source: str
     name: str
-    refs: tuple[Mapping[str, Any], ...]
-    contents: tuple[tuple[str, str], ...]
+    refs: Sequence[Mapping[str, Any]]
+    contents: Sequence[tuple[str, str]]
 
     @property
     def place(self) -> str:
@@ -34,6 +68,8 @@ class Partition:
 
     @property
     def key(self) -> str:
+        if isinstance(self.contents, Later):
+            return self.contents.key
         return key("partition", self.source, self.name, sorted(map(list, self.contents)))
 
 

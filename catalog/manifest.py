@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra import mirror
 from infra.errors import ConfigError
-from infra.storage import write_bytes
+from infra.storage import draft_of, publish_all
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class Shard(BaseModel):
@@ -66,6 +68,8 @@ class Manifest(BaseModel):
     software: Mapping[str, str]
     seconds: float
     """wall time; manifests may tell time, shards never do"""
+    telemetry: Mapping[str, Any] = {}
+    """what the unit counted and warned of (infra/telemetry/units.py), where telemetry is on or there was a warning"""
 
     @property
     def path(self) -> str:
@@ -73,8 +77,15 @@ class Manifest(BaseModel):
         flags = ("q" if self.quarantined else "") + ("r" if self.retryable else "")
         return f"manifests/{self.source}/{self.stage}/{self.partition}-{self.key}.{self.attempt}{flags}.json"
 
-    def write(self, home: Path) -> None:
-        write_bytes(home / self.path, self.model_dump_json(indent=1).encode() + b"\n")
+    def write(self, home: Path, shards: Sequence[tuple[Path, Path]] = ()) -> None:
+        """Write it, after these closed shards (draft, place) have been moved into place and are on the disk."""
+        path = home / self.path
+        draft = draft_of(path)
+        try:
+            draft.write_bytes(self.model_dump_json(indent=1).encode() + b"\n")
+            publish_all(shards, (draft, path))
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -109,11 +120,32 @@ class Entry:
 
 
 def read_manifest(home: Path, path: str) -> Manifest:
-    """Open a manifest; a path that leads out of the home is refused."""
-    file = (home / path).resolve()
-    if not file.is_relative_to(home.resolve()):
+    """Open a manifest; a path that leads out of the home is refused, its own or that of a shard it names."""
+    root = home.resolve()
+    made = parsed(Manifest, path, mirror.local(_inside(root, path)).read_bytes())
+    for shard in made.shards:
+        _inside(root, shard.path)
+    return made
+
+
+def _inside(root: Path, path: str) -> Path:
+    file = (root / path).resolve()
+    if not file.is_relative_to(root):
         raise ConfigError(f"{path}: leads out of the dataset's home; the record that names it is not ours")
-    return Manifest.model_validate_json(mirror.local(file).read_bytes())
+    return file
+
+
+def parsed(kind: type[Record], path: str, written: bytes) -> Record:
+    """A record as it was written. Raises ConfigError when a newer medloom wrote it, or it is damaged."""
+    try:
+        return kind.model_validate_json(written)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            why = f"it was written by a newer medloom ({first['loc'][0]} is not known here): update this one"
+        else:
+            why = f"it is damaged ({first['msg']}): restore it, or remove it and build again"
+        raise ConfigError(f"{path}: {why}") from None
 
 
 def scan(home: Path, source: str | None = None) -> Iterator[Entry]:

@@ -130,6 +130,17 @@ _LAYERS = (
               "sform_qform_differ, qform_invalid, no_orientation, not_hounsfield, labels_resampled, "
               "labels_grid_mismatch, labels_not_integers, labels_not_finite, labels_undeclared"),
         Field("header", STR, "further header facts after de-identification, as JSON"),
+        Field("study_uid", STR, "DICOM: StudyInstanceUID of the files that others have: the file's own where "
+              "identifiers are public, else the one that `medloom deid` gives under the same key; null: not DICOM"),
+        Field("series_uid", STR, "SeriesInstanceUID, likewise"),
+        Field("frame_of_reference_uid", STR, "FrameOfReferenceUID, likewise"),
+        Field("sop_class_uid", STR, "SOPClassUID of all its files, as it is; null where they differ"),
+        Field("sop_uids", _list(STR), "SOPInstanceUID, likewise, of the file that each index of the third axis lies "
+              "in; null where these are no frames of files", indexed=False),
+        Field("sop_frames", _list(I32), "number of the frame in that file, from 1; null: files of one frame each",
+              indexed=False),
+        Field("slice_positions", _list(_list(F64, 3)), "centre of the first pixel of each of these frames as the file "
+              "states it: mm, x, y, z in LPS", indexed=False),
         *LICENCES,
     )),
     Layer("articles", "a publication, once, however many figures it has", ("article_id",), (

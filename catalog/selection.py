@@ -18,7 +18,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class Row:
     texts: Sequence[Mapping[str, Any]]
     copy: int = 0
     """which repeat of the sample in a mixture this is, from 0"""
+    volume: Mapping[str, Any] | None = None
+    """the row of `volumes` it is a slice of, where the selection was asked for `volumes`"""
 
     @property
     def id(self) -> str:
@@ -100,6 +102,8 @@ class Selection:
     policy: Policy = ALL
     pixels: bool | None = None
     """True: only samples whose image is open; False: only the others; None: both"""
+    volumes: bool = False
+    """rows come with the volume that they are slices of"""
 
     @cached_property
     def snapshot(self) -> int:
@@ -196,10 +200,13 @@ class Selection:
                     skip -= len(samples)
                     continue
                 about = {layer: self._about(con, shard, layer) for layer in ABOUT}
+                volumes = self._about(con, shard, "volumes") if self.volumes else {}
                 missing = len(samples) - skip
                 for image in self._images(shard, samples, skip, pictures):
                     said = {layer: rows.get(image["sample_id"], []) for layer, rows in about.items()}
-                    yield self._row(image, said, copy)
+                    row = self._row(image, said, copy)
+                    (volume,) = volumes.get(image["volume_id"], (None,))
+                    yield row if volume is None else replace(row, volume=volume)
                     missing -= 1
                 if missing:
                     raise CatalogError(f"{shard} lacks {missing} of the samples picked; `medloom verify` says more")
@@ -249,7 +256,7 @@ class Selection:
                         yield row | {"image": images[place].as_py() if images is not None else None}
 
     def _about(self, con: Any, shard: str, layer: str) -> dict[str, list[dict[str, Any]]]:
-        """sample_id -> its rows of a layer, for the partition of a shard of images."""
+        """sample_id -> its rows of a layer, for the partition of a shard of images; of `volumes`, volume_id -> it."""
         schema = LAYERS[layer].schema
         paths = [path for name, path in con.execute(_SHARDS_ABOUT, [shard]).fetchall() if name == layer]
         tables = [pq.read_table(self._file(path), schema=schema) for path in paths]
@@ -257,7 +264,7 @@ class Selection:
         if tables:
             order = [(name, "ascending") for name in LAYERS[layer].key]
             for row in pa.concat_tables(tables).sort_by(order).to_pylist():
-                found.setdefault(row["sample_id"], []).append(row)
+                found.setdefault(row[LAYERS[layer].key[0]], []).append(row)
         return found
 
     def _file(self, shard: str) -> Path:

@@ -38,9 +38,11 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._draft.unlink(missing_ok=True)
+        try:
+            if self._writer is not None:
+                self._writer.close()  # writes the footer, which a full disk has no room for either
+        finally:
+            self._draft.unlink(missing_ok=True)
 
     def write(self, table: pa.Table) -> None:
         """Add rows; each call makes one row group (several for `images`)."""
@@ -59,6 +61,18 @@ class ShardWriter:
 
     def finish(self) -> Shard | None:
         """Close, read back, move into place. None when no row was written: an empty layer has no shard."""
+        shard = self.close()
+        if shard is not None:
+            publish(*self.move)
+        return shard
+
+    @property
+    def move(self) -> tuple[Path, Path]:
+        """Where the closed shard lies, and where it belongs."""
+        return self._draft, self._home / self._path
+
+    def close(self) -> Shard | None:
+        """Close and read back; who calls moves it into place. None when no row was written."""
         if self._writer is None:
             return None
         self._writer.close()
@@ -67,7 +81,6 @@ class ShardWriter:
         if counted != self._rows:
             raise OSError(f"{self._path}: wrote {self._rows} rows, {counted} came back; check the disk and run again")
         digest, size = file_sha256(self._draft), self._draft.stat().st_size
-        publish(self._draft, self._home / self._path)
         return Shard(layer=self._layer.name, path=self._path, rows=self._rows, bytes=size, sha256=digest)
 
 

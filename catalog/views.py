@@ -25,7 +25,7 @@ FORMAT = 2
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS format (number INTEGER, views VARCHAR);
-CREATE TABLE IF NOT EXISTS builds (number INTEGER PRIMARY KEY, status VARCHAR, name VARCHAR, created_at VARCHAR);
+CREATE TABLE IF NOT EXISTS builds (number INTEGER, status VARCHAR, name VARCHAR, created_at VARCHAR);
 CREATE TABLE IF NOT EXISTS validations (build INTEGER, layer VARCHAR, expectation VARCHAR, critical BOOLEAN,
   success BOOLEAN, unexpected BIGINT, detail VARCHAR);
 CREATE TABLE IF NOT EXISTS units (id INTEGER, path VARCHAR, key VARCHAR, source VARCHAR, partition VARCHAR,
@@ -105,13 +105,29 @@ def make_tables(con: Any, database: str = "") -> None:
         con.unregister("empty")
 
 
+def drop_all(con: Any) -> None:
+    """Drop all tables and views of the connection's own database."""
+    mine = "database_name = current_database() AND schema_name = current_schema()"
+    for kind in ("view", "table"):
+        found = con.execute(f"SELECT {kind}_name FROM duckdb_{kind}s() WHERE NOT internal AND {mine}").fetchall()
+        for (name,) in found:
+            con.execute(f'DROP {kind} "{name}"')
+
+
 def make_views(con: Any, segments: Sequence[str]) -> None:
-    """All views, over the index's own rows and those of these attached segments; nothing where they stand already."""
-    wanted = "".join((_SNAPSHOT, *(f"{''.join(_layer(layer, segments))};" for layer in LAYERS.values()), _FOR_PEOPLE))
-    mark = sha256(wanted.encode())
-    if con.execute("SELECT views FROM format").fetchone() != (mark,):
-        con.execute(wanted)
-        con.execute("UPDATE format SET views = ?", [mark])
+    """All views, over the index's own rows and those of these attached segments."""
+    con.execute(_views(segments))
+    con.execute("UPDATE format SET views = ?", [sha256(_views(segments).encode())])
+
+
+def views_stand(con: Any, segments: Sequence[str]) -> bool:
+    """Whether all is as `make_tables` and `make_views` would make it: the views name every column of the schema."""
+    stand: tuple[str | None] = con.execute("SELECT views FROM format").fetchone()
+    return stand == (sha256(_views(segments).encode()),)
+
+
+def _views(segments: Sequence[str]) -> str:
+    return "".join((_SNAPSHOT, *(f"{''.join(_layer(layer, segments))};" for layer in LAYERS.values()), _FOR_PEOPLE))
 
 
 def all_rows(layer: str, segments: Sequence[str]) -> str:

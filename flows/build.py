@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from catalog import catalog, checks, datacard, report, review_sheet
 from catalog.builds import Build, last_snapshot, numbers
+from catalog.manifest import read_manifest
 from flows.knowledge import ensure_knowledge
 from flows.plan import Chain, Plan, make_plan
 from flows.recipe import Recipe
-from infra import mirror
+from infra import mirror, telemetry
+from infra.disk import watched
 from infra.errors import ConfigError, MedloomError
 from infra.runner import Done, Last, Runner, Step
-from infra.storage import sweep
+from infra.storage import settle, sweep
 from transforms.stage import fingerprint
 from transforms.unit import IngestUnit, Unit, run_unit
 
@@ -67,11 +70,15 @@ def prepare(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
         )
     checks.require_known(recipe.checks.warn_only)
     sweep(home)
-    mirror.refresh_sources(str(getattr(source.params, "root", "")) for source in recipe.sources)
-    if last and last.number not in catalog.published(home):
-        catalog.refresh(home)  # a build was killed between its record and its publication
-    ensure_knowledge(recipe, home)
-    return make_plan(recipe, home, retry_failed)
+    with watched(home, "the plan"):
+        mirror.refresh_sources(
+            str(getattr(source.params, "root", "")) for source in recipe.sources
+            if not getattr(source.params, "in_bucket", False)  # a connector that reads what it needs of it itself
+        )
+        if last and last.number not in catalog.published(home):
+            catalog.refresh(home)  # a build was killed between its record and its publication
+        ensure_knowledge(recipe, home)
+        return make_plan(recipe, home, retry_failed)
 
 
 def up_to_date(plan: Plan, home: Path) -> Build | None:
@@ -100,7 +107,7 @@ class Run:
         self, groups: Sequence[Sequence[Chain]], recipe: Recipe, home: Path, runner: Runner, progress: Progress,
         tell: Callable[[Progress], None] = lambda _: None,
     ) -> None:
-        self._progress, self._tell = progress, tell
+        self._progress, self._tell, self._home = progress, tell, home
         self._left = [sum(len(chain.todo) for chain in group) for group in groups]
         self._group = {chain.partition.place: index for index, group in enumerate(groups) for chain in group}
         self._bugs: list[list[str]] = [[] for _ in groups]
@@ -124,6 +131,8 @@ class Run:
             if done.fatal:
                 raise done.fatal
             self._progress.add(done)
+            if not done.error:
+                telemetry.committed(read_manifest(self._home, done.value))
             group = self._group[done.step.id.rpartition("/")[0]]
             self._left[group] -= 1 + done.skipped
             if done.error:
@@ -147,18 +156,29 @@ def _steps(chains: Sequence[Chain], recipe: Recipe, home: Path) -> Iterator[list
 
 def _step(unit: Unit, home: Path, max_failed: float) -> Step:
     name = f"{unit.partition.place}/{unit.stage}"
-    payload = (unit, mirror.address_of(home), max_failed)
+    address = mirror.address_of(home)
+    payload = (unit, address, max_failed, telemetry.carried())
     if isinstance(unit, IngestUnit):
         return Step(name, _do, payload)
     needs, work = unit.work.resources, unit.work
     pool = f"{unit.stage}-{fingerprint(work)}" if work.open else None
-    return Step(name, _do, payload, pool, work.open, needs.cpus, needs.gpus, needs.memory_gb)
+    opener = partial(_open, address, work.open) if work.open else None
+    return Step(name, _do, payload, pool, opener, needs.cpus, needs.gpus, needs.memory_gb)
 
 
-def _do(payload: tuple[Unit, str, float], state: Any) -> str | Last:
+def _open(address: str, load: Callable[[], Any]) -> Any:
+    """Load what a stage loads once per worker, on a machine that may not have met this home yet."""
+    mirror.home_of(address)
+    return load()
+
+
+def _do(payload: tuple[Unit, str, float, telemetry.Carried | None], state: Any) -> str | Last:
     """The path of the unit's manifest; a quarantined one ends its partition's chain."""
-    unit, home, max_failed = payload
-    manifest = run_unit(unit, mirror.home_of(home), max_failed, state)
+    unit, address, max_failed, carried = payload
+    telemetry.resume(carried)
+    root = mirror.home_of(address)
+    with watched(root, f"{unit.stage} of {unit.partition.place}"):
+        manifest = run_unit(unit, root, max_failed, state)
     return Last(manifest.path) if manifest.quarantined else manifest.path
 
 
@@ -172,7 +192,7 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
     if same := up_to_date(plan, home):
         return same
     sweep(home)  # drafts of workers that died under this build
-    with catalog.writer(home) as con:
+    with watched(home, "the commit"), catalog.writer(home) as con:
         number = max(numbers(home), default=0) + 1  # in here: another build may have just ended
         draft = Build(
             number=number, status="snapshot", name=recipe.name, recipe=recipe.resolved(),
@@ -187,6 +207,7 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
         catalog.add_build(con, home, build)
         for page in (report, review_sheet, datacard):
             page.write(home, build, con)
+        settle(*(path for path in (home / "manifests").glob("*/*") if path.is_dir()))  # their units moved them there
         build.write(home)
     if broken:
         why = "; ".join(f"{v.layer}: {v.expectation} ({v.detail})" for v in broken)

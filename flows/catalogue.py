@@ -17,8 +17,19 @@ Format = Annotated[str, typer.Option(help="table, json or csv.")]
 
 
 @app.command()
-def rebuild(home: Home) -> None:
-    """Make the index again from builds, manifests and shards alone."""
+def rebuild(
+    home: Home,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is there and what would become of it.")] = (
+        False
+    ),
+) -> None:
+    """Make the index again from builds, manifests and shards alone: after damage, or after an upgrade."""
+    if dry_run:
+        from catalog.upgrade import outlook
+
+        for line in outlook(home):
+            typer.echo(line)
+        return
     from catalog.catalog import rebuild as run
 
     run(home)

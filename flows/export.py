@@ -39,6 +39,8 @@ from catalog.exports.mixture import Mixed, Mixture
 from catalog.licences import Policy
 from catalog.selection import Row, Selection
 from flows.recipe import checked
+from flows.sending import export_to
+from infra.disk import watched
 from infra.errors import ConfigError
 from infra.keys import sha256
 from infra.plugins import load
@@ -49,19 +51,24 @@ PIXELS = ("all", "open", "none")
 
 
 def run_export(
-    home: Path, where: str, format: str, out: Path, at: int | None, options: Sequence[str], *,
-    licences: str = "open", pixels: str = "all", mixture: Path | None = None,
+    home: Path, where: str, format: str, out: Path | str, at: int | None, options: Sequence[str], *,
+    licences: str = "open", pixels: str = "all", mixture: Path | None = None, anew: bool = True,
 ) -> str:
-    """Write the selection to `out`, whole or not at all; returns a line about it.
+    """Write the selection to `out`, a folder or s3://BUCKET/PREFIX, whole or not at all; returns a line about it.
 
-    Raises ConfigError when an option or the condition is wrong, nothing is picked, or `out` is not empty.
+    Unless `anew`, an `out` that holds the same export stands, and one that holds another goes. Raises ConfigError when
+    an option or the condition is wrong, nothing is picked, or `out` is not empty.
     """
+    if isinstance(out, str) and out.startswith("s3://"):
+        return export_to(home, out, lambda folder: run_export(
+            home, where, format, folder, at, options, licences=licences, pixels=pixels, mixture=mixture, anew=False
+        ))
     exporter = load("exporter", format)
     params = checked(exporter.Params, dict(map(_option, options)), f"exporter {format!r}")
     policy = Policy.of(licences)
     if pixels not in PIXELS:
         raise ConfigError(f"--pixels {pixels}: write one of {', '.join(PIXELS)}")
-    selection = Selection(home, where, at, policy)
+    selection = Selection(home, where, at, policy, volumes=getattr(exporter, "VOLUMES", False))
     mixed = Mixture.read(mixture) if mixture else None
     taken = mixed.of(selection) if mixed else selection
     base = taken.base if isinstance(taken, Mixed) else taken
@@ -73,9 +80,13 @@ def run_export(
         "licence_policy": licences, "pixels": pixels, "mixture": mixed.model_dump(mode="json") if mixed else None,
         "samples_sha256": taken.sha256,
     }
-    out = out.resolve()
-    with _draft_of(out, request, exporter) as draft:
-        _, before = progress.begun(draft)
+    out = Path(out).resolve()
+    if not anew and (out / "manifest.json").exists():
+        if _is_of(out, request):
+            return f"written before to {out}"
+        shutil.rmtree(out)
+    with watched(out, "the export"), _draft_of(out, request, exporter) as draft:
+        before = progress.before(draft)
         wanted = len(shown) if shown is not None else 0
         counts = before
         if shown is not None and wanted:
@@ -107,6 +118,11 @@ def run_export(
             (draft / hidden).unlink(missing_ok=True)
         draft.rename(out)
     return _line(counts, pointers, base, taken, out)
+
+
+def _is_of(out: Path, request: dict[str, Any]) -> bool:
+    said = json.loads((out / "manifest.json").read_bytes())
+    return all(said.get(name) == asked for name, asked in json.loads(json.dumps(request)).items())
 
 
 def _split(taken: Selection | Mixed, pixels: str) -> tuple[Selection | Mixed | None, Selection | None]:

@@ -7,41 +7,45 @@ Prefect's own caching and results stay off, and stopping a run at any point cost
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from prefect import State, flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.concurrency.sync import concurrency
 from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.states import Cancelled
+from pydantic import Field
 
-from catalog import report, review_sheet, sheet
-from catalog.builds import Build
-from catalog.catalog import query, reader
 from catalog.gc import building
 from flows import build as work
+from flows.artifacts import artifacts
+from flows.deploy import refuse_secrets
 from flows.plan import Chain
 from flows.recipe import Recipe, find_recipe, load_recipe
 from flows.server import served
 from infra.errors import MedloomError
+from infra.mirror import home_of
 from infra.runner import Runner, open_runner
 
 T = TypeVar("T")
 
 TELL_S = 1.0
 """Seconds between two requests that move the progress bar, at the least."""
-REJECTS = """SELECT source, stage, outcome, code, count(*) AS rows, min(message) AS example FROM rejects
-GROUP BY ALL ORDER BY rows DESC, source, stage, code"""
+RUNNERS = {"anyOf": [{"enum": ["ray", "inline", "auto"]}, {"pattern": "^ray://.+"}]}
+"""The choices that the form of the UI offers."""
+MOST_LIMITS = 200
+"""Limits that Prefect tells of at once."""
 
 watch: Callable[[work.Progress], object] = lambda _: None  # noqa: E731
 """Told of every unit beside the progress artifact: the command line's progress bar."""
@@ -53,7 +57,8 @@ def _run_name() -> str:
 
 @flow(name="build", flow_run_name=_run_name, persist_result=False)
 def build(
-    recipe: str = "demo", home: str = "medloom-home", runner: str = "ray", changes: list[str] = [],  # noqa: B006
+    recipe: str = "demo", home: str = "medloom-home",
+    runner: Annotated[str, Field(json_schema_extra=RUNNERS)] = "ray", changes: list[str] = [],  # noqa: B006
     retry_failed: bool = False,
 ) -> str | State[Any]:
     """Build what the recipe describes and the dataset lacks, and record a snapshot.
@@ -63,12 +68,13 @@ def build(
 
     Args:
         recipe: A bundled recipe's name, or a recipe file.
-        home: Folder of the dataset.
+        home: Folder of the dataset, or s3://BUCKET/PREFIX.
         runner: inline, ray, auto or ray://HOST:PORT.
         changes: Changes to the recipe, such as stages.caption.captioner=llm.
         retry_failed: Try items again whose failure may pass.
     """
-    log, root = get_run_logger(), Path(home)
+    log, root = get_run_logger(), home_of(home)
+    refuse_secrets(changes)
     steps = load_recipe(find_recipe(recipe), changes)
     for why in steps.left_out:
         log.warning("source left out: %s", why)
@@ -86,7 +92,7 @@ def _built(steps: Recipe, root: Path, runner: str, retry_failed: bool) -> str | 
     with get_client(sync_client=True) as client:
         try:
             tell = _Teller(client, progress)
-            with _opened(runner) as running:
+            with _limited(client, steps), _opened(runner) as running:
                 groups = work.groups(plan)
                 run = work.Run(groups, steps, root, running, progress, tell)
                 for index, group in enumerate(groups):
@@ -100,7 +106,10 @@ def _built(steps: Recipe, root: Path, runner: str, retry_failed: bool) -> str | 
         except MedloomError as error:
             log.error("%s", error)
             raise
-        _publish(client, root, made)
+        address = os.environ.get("MEDLOOM_REPORTS_URL") or served(root).get("reports", "")
+        for artifact in artifacts(root, made, address):
+            about = f"snapshot {made.number}: {artifact.about}"
+            _show(client, artifact.key, artifact.kind, artifact.data, about)
     result = f"snapshot {made.number}: {progress.done} units run, {len(plan.done)} stood already"
     log.info("%s", result)
     return result
@@ -150,6 +159,33 @@ def _opened(address: str) -> Iterator[Runner]:
         yield running
 
 
+def _limited(client: SyncPrefectClient, steps: Recipe) -> AbstractContextManager[None]:
+    """A slot of each of the server's concurrency limits that the recipe's services fall under.
+
+    One slot for the whole of a build's work: its units are one stream over all groups. Without such a limit, or when
+    the server goes away meanwhile, the build goes on.
+    """
+    known = {limit.name for limit in client.read_global_concurrency_limits(limit=MOST_LIMITS) if limit.active}
+    names = sorted(known & services(steps))
+    if names:
+        get_run_logger().info("waiting for a slot of %s", ", ".join(names))
+    return concurrency(names, strict=False) if names else nullcontext()
+
+
+def services(steps: Recipe) -> set[str]:
+    """What limits may be named by: the connectors and stages in use, `llm` for any model endpoint, `ncbi` for PMC."""
+    connectors, stages = {source.use for source in steps.sources}, {stage.use for stage in steps.stages}
+    asks = any(_asks(stage.params.model_dump(mode="json")) for stage in steps.stages)
+    return connectors | stages | ({"llm"} if asks else set()) | ({"ncbi"} if "pmc" in connectors else set())
+
+
+def _asks(params: Any) -> bool:
+    """Whether an endpoint's address stands anywhere in a stage's parameters."""
+    if isinstance(params, dict):
+        return bool(params.get("base_url")) or any(map(_asks, params.values()))
+    return isinstance(params, list) and any(map(_asks, params))
+
+
 class _Teller:
     """Moves the progress artifact, and stops a run that was cancelled in the UI and that no `medloom serve` stops."""
 
@@ -168,26 +204,6 @@ class _Teller:
         if state and state.is_cancelling():
             raise CancelledRun(f"cancelled after {words}")
         self._next = time.monotonic() + TELL_S
-
-
-def _publish(client: SyncPrefectClient, home: Path, made: Build) -> None:
-    """What people look at in the UI: the funnel, the rejects, the contact sheet, the report."""
-    snapshot = f"snapshot {made.number}"
-    for key, sql, about in (("funnel", "SELECT * FROM funnel", "what became of every row"),
-                            ("rejects", REJECTS, "what did not make it, and why")):
-        rows = query(home, sql, made.number).to_pylist()
-        _show(client, key, "table", json.dumps(rows, default=str), f"{snapshot}: {about}")
-    with reader(home, made.number) as con:
-        cards = sheet.markdown(sheet.cards(con, home))
-        looks = review_sheet.markdown(review_sheet.reviews(con, home))
-    # the UI shows character references in lists as they stand, and obeys backslashes everywhere
-    _show(client, "contact-sheet", "markdown", cards, f"{snapshot}: samples with their regions and captions")
-    _show(client, "review-sheet", "markdown", looks, f"{snapshot}: each expert's worst, oddest and random pictures")
-    page = report.path(made)
-    link = f"{address}/{page.removeprefix('reports/')}" if (address := served(home).get("reports")) else ""
-    file = (home / page).resolve()
-    _show(client, "report", "markdown", f"[the report of build {made.number}]({link or file.as_uri()})\n\n`{file}`",
-          f"{snapshot}: the report, to be read before the dataset is trusted")
 
 
 def _show(client: SyncPrefectClient, key: str, kind: str, data: Any, description: str) -> UUID:

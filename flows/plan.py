@@ -7,11 +7,14 @@ whose key has a manifest is not built again; that is resume, caching and increme
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from catalog.items import Partition
 from catalog.manifest import Entry, latest, scan
+from flows.listing import partitions_of
 from flows.recipe import Recipe, Source, find_recipe, load_recipe
 from infra.errors import ConfigError
 from infra.fileindex import FileIndex
@@ -73,9 +76,10 @@ def make_plan(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
         raise ConfigError(f"a source may not be called {WHOLE.source!r} beside {last[0][0]}; give it another name")
     with FileIndex(home / "cache" / "files.sqlite") as index:
         chains = tuple(
-            _chain(source, partition, stages, home, entries, retry_failed)
+            _kept(partition, _units(work, partition, stages, home, entries, retry_failed), entries)
             for source in recipe.sources
-            for partition in load("connector", source.use).list_partitions(source.name, source.params, index)
+            for work in (_Asked(**vars(ingest_of(source))),)
+            for partition in partitions_of(source, home, index)
         )
     return Plan((*chains, _kept(WHOLE, _over_all(chains, last, entries, retry_failed), entries)) if last else chains)
 
@@ -102,11 +106,29 @@ def ingest_of(source: Source) -> Ingest:
     return Ingest(source.name, source.use, source.params, source.ingest, source.terms)
 
 
-def _chain(
-    source: Source, partition: Partition, stages: Sequence[tuple[str, Stage]], home: Path,
-    entries: Mapping[str, Entry], retry_failed: bool,
-) -> Chain:
-    return _kept(partition, _units(source, partition, stages, home, entries, retry_failed), entries)
+@dataclass(frozen=True)
+class _Asked(Ingest):
+    """The ingest stage of a source while a plan is made: asked once what decides the rows, not for every partition."""
+
+    @cached_property
+    def plain(self) -> Ingest:
+        return Ingest(**{field.name: getattr(self, field.name) for field in fields(Ingest)})
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return super().settings()
+
+    @cached_property
+    def _ingredients(self) -> dict[Path, Mapping[str, str]]:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return self._settings
+
+    def ingredients(self, home: Path) -> Mapping[str, str]:
+        if home not in self._ingredients:
+            self._ingredients[home] = super().ingredients(home)
+        return self._ingredients[home]
 
 
 def _kept(partition: Partition, units: Iterator[Unit], entries: Mapping[str, Entry]) -> Chain:
@@ -153,7 +175,7 @@ def _as_upstream(unit: Unit) -> Upstream:
 
 
 def _units(
-    source: Source, partition: Partition, stages: Sequence[tuple[str, Stage]], home: Path,
+    asked: _Asked, partition: Partition, stages: Sequence[tuple[str, Stage]], home: Path,
     entries: Mapping[str, Entry], retry_failed: bool,
 ) -> Iterator[Unit]:
     """Every unit of the partition. A retried unit has a new attempt, and with it new keys further down."""
@@ -162,14 +184,16 @@ def _units(
         entry = entries.get(key)
         return 0 if entry is None else entry.attempt + (retry_failed and entry.retryable)
 
-    work = ingest_of(source)
-    key = ingest_key(work, partition, home)
+    work, bare = asked.plain, Partition(partition.source, partition.name, (), ())
+    key = ingest_key(asked, partition, home)
     yield IngestUnit(work, partition, key, attempt(key))
     writers: dict[str, list[Upstream]] = {layer: [Upstream("ingest", key, attempt(key))] for layer in WRITES}
     for name, stage in stages:
         read = dict.fromkeys(u for layer in ("images", *stage.reads) for u in writers.get(layer, ()))
         upstream = tuple(read)
         key = stage_key(stage, upstream)
-        yield StageUnit(name, stage, partition, upstream, key, attempt(key), work if stage.volumes else None)
+        # a worker needs no items but to open scans again
+        whole, reader = (partition, work) if stage.volumes else (bare, None)
+        yield StageUnit(name, stage, whole, upstream, key, attempt(key), reader)
         for layer in stage.writes:
             writers.setdefault(layer, []).append(Upstream(name, key, attempt(key)))

@@ -10,6 +10,13 @@ from typing import Any
 
 import typer
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""A spreadsheet runs a text that begins so (OWASP, CSV Injection); an apostrophe before it makes it a text again."""
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
 
 def show(rows: list[dict[str, Any]], format: str) -> None:
     """Print rows as a table, a JSON array, or CSV."""
@@ -17,9 +24,9 @@ def show(rows: list[dict[str, Any]], format: str) -> None:
         typer.echo(json.dumps(rows, indent=1, default=str))
     elif format == "csv":
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(buffer)
+        lines = (list(rows[0]) if rows else [], *(row.values() for row in rows))
+        writer.writerows([_cell(value) for value in line] for line in lines)
         typer.echo(buffer.getvalue(), nl=False)
     elif format == "table":
         from rich.console import Console

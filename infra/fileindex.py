@@ -45,11 +45,13 @@ class FileIndex:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._known: dict[tuple[str, str], tuple[Stamp, str]] = {}
+        self._loaded = path is None
+        self.failed = 0
+        """questions that no answer could be read for: whoever rests on the others should ask again some time"""
         self._new: set[tuple[str, str]] = set()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._load(path)
 
     def folder(self, name: str) -> Path:
         """A folder for a memory of another form, beside the index; losing it costs time, never correctness."""
@@ -71,6 +73,14 @@ class FileIndex:
 
     def ask(self, path: Path, name: str, fn: Callable[[Path], JSON]) -> JSON:
         """What `fn` says about the file at a path, for files too large to be read at once. Raises OSError."""
+        self._load()
+        try:
+            return self._ask(path, name, fn)
+        except OSError:
+            self.failed += 1
+            raise
+
+    def _ask(self, path: Path, name: str, fn: Callable[[Path], JSON]) -> JSON:
         entry = (_hashed(path), name)
         stamp = _stamp(path)
         known = self._known.get(entry)
@@ -101,7 +111,15 @@ class FileIndex:
     ) -> None:
         self.flush()
 
-    def _load(self, path: Path) -> None:
+    def __len__(self) -> int:
+        """How many answers it remembers."""
+        self._load()
+        return len(self._known)
+
+    def _load(self) -> None:
+        """Read the file, when first asked: many a build need not ask."""
+        if self._loaded or (path := self._path) is None:
+            return
         try:
             rows = _rows(path)
         except sqlite3.DatabaseError as error:
@@ -109,6 +127,7 @@ class FileIndex:
                 raise
             _throw_away(path)
             rows = _rows(path)
+        self._loaded = True
         self._known = {(file, name): ((size, mtime, inode), answer) for file, name, size, mtime, inode, answer in rows}
 
 

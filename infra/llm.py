@@ -1,10 +1,11 @@
 """Language models behind an OpenAI-compatible address: ask, get a validated answer, pay once.
 
 The invariants: those of infra/llmtalk.py (policy, outbound scan) and infra/llmcache.py (no answer is paid for twice);
-an API key is read from the environment and stands in no error, log or file. The one gap: a process killed after the
-server answered and before the answer was written to disk, some milliseconds, will ask again. It does so with the
-Idempotency-Key it used before, as a retry after silence does: a server or gateway that honours the header closes the
-gap, for others it stays. Several endpoints: infra/llmpool.py. At half the price: infra/llmbatch.py.
+an API key is read from the environment and stands in no error, log or file, also where a server repeats it. The one
+gap: a process killed after the server answered and before the answer was written to disk, some milliseconds, will ask
+again. It does so with the Idempotency-Key it used before, as a retry after silence does: a server or gateway that
+honours the header closes the gap, for others it stays. Several endpoints: infra/llmpool.py. At half the price:
+infra/llmbatch.py.
 
 >>> class Caption(BaseModel):
 ...     text: str
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import stamina
 
+from infra import redact, telemetry
 from infra.buckets import Bucket
 from infra.chat import Address, Endpoint, Message, Picture, Policy, Reply
 from infra.errors import ConfigError, MedloomError, Terminal, Transient
@@ -62,6 +64,7 @@ class Client(Asker):
         if endpoint.api_key_env and not self._secret and not endpoint.is_loopback:
             name = endpoint.api_key_env
             raise ConfigError(f"{endpoint.base_url} needs a key: set {name} or {name}_FILE")
+        redact.know(self._secret)  # a recipe may call its variable what it likes
         # Nobody has checked where a redirect leads, and what is for this machine must not pass through a proxy.
         http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=not endpoint.is_loopback)
         self._openai = openai.OpenAI(
@@ -99,6 +102,8 @@ class Client(Asker):
             on=again, attempts=self.endpoint.attempts, timeout=self.endpoint.deadline_s, wait_initial=0.5, wait_max=30
         ):
             with attempt:
+                if attempt.num > 1:
+                    telemetry.count("llm_retries", **self.labels)
                 return self.once(asked, served, deadline - time.monotonic())
         raise AssertionError("unreachable: the last attempt raises")
 
@@ -108,14 +113,28 @@ class Client(Asker):
         body = self.endpoint.body(asked.messages, asked.answer)
         with self._in_flight:
             guess = self._admitted(asked, patience)
-            reply = self._once({**body, "extra_headers": {"Idempotency-Key": f"{asked.sha256}-{served}"}})
+            with redact.leaving(), telemetry.timed("llm_request", **self.labels) as attempt:
+                reply = self._once({**body, "extra_headers": {"Idempotency-Key": f"{asked.sha256}-{served}"}})
+                attempt.set(tokens_in=reply.tokens_in, tokens_out=reply.tokens_out, request=asked.sha256[:16])
+        self._billed(reply)
         if "tokens" in self._buckets and reply.tokens_in is not None and reply.tokens_out is not None:
             self._buckets["tokens"].give_back(guess - reply.tokens_in - reply.tokens_out)
         return reply.model_copy(update={"endpoint": self.endpoint.id})
 
     def _once(self, sent: Mapping[str, Any]) -> Reply:
         create = self._openai.chat.completions.with_raw_response.create
-        return Reply.of(self.spoken(lambda: create(**sent).text))
+        return Reply.of(redact.known(self.spoken(lambda: create(**sent).text)))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What its numbers are counted by: no address, and nothing of a request."""
+        return {"endpoint": self.endpoint.host, "model": self.endpoint.model}
+
+    def _billed(self, reply: Reply) -> None:
+        """Count what a reply cost."""
+        telemetry.count("llm_tokens", reply.tokens_in, direction="in", **self.labels)
+        telemetry.count("llm_tokens", reply.tokens_out, direction="out", **self.labels)
+        telemetry.count("llm_cost_usd", self.endpoint.cost(reply.tokens_in, reply.tokens_out), **self.labels)
 
     def _admitted(self, asked: Asked, patience: float) -> float:
         """Wait until the limits let the request through; returns the tokens it was taken for."""
@@ -141,7 +160,7 @@ class Client(Asker):
         import openai
 
         where = f"{self.endpoint.model} at {self.endpoint.base_url}"
-        said = self._scrubbed(f"{error.message} {error.__cause__ or ''}".strip())[:SHOWN]
+        said = redact.text(f"{error.message} {error.__cause__ or ''}".strip())[:SHOWN]
         if isinstance(error, openai.APITimeoutError):
             return Transient("LLM_TIMEOUT", f"{where} said nothing for {self.endpoint.timeout_s:g} s; raise timeout_s")
         if not isinstance(error, openai.APIStatusError):
@@ -157,8 +176,6 @@ class Client(Asker):
             return Transient("LLM_SERVER_ERROR", f"{where}: {said}", _retry_after(error.response.headers))
         return Terminal("LLM_BAD_REQUEST", f"{where} ({error.status_code}): {said}")
 
-    def _scrubbed(self, text: str) -> str:
-        return text.replace(self._secret, "***") if self._secret else text
 
 
 def open_batches(endpoint: Endpoint, cache: RequestCache) -> Batches:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Self
 
+from infra import telemetry
 from infra.chat import Endpoint, Reply
 from infra.errors import ConfigError, ItemError, Transient
 from infra.llm import SERVED, Client
@@ -125,6 +126,7 @@ class Pool(Asker):
                 self._returned(member, error)
                 if failed >= attempts:
                     raise
+                telemetry.count("llm_retries", **member.client.labels)
             except ConfigError as error:
                 self._returned(member, error)
             except BaseException:

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from infra import telemetry
 from infra.chat import Endpoint, Message, Policy, Reply
 from infra.errors import ItemError, Terminal, Transient
 from infra.inflight import in_order
@@ -134,6 +135,8 @@ class Asker(ABC):
             if not verdict.mendable or len(replies) > REPAIRS:
                 tries = f"{len(replies)} answers" if verdict.mendable else "the answer"
                 raise Terminal(verdict.code, f"{tries} of {reply.model} cannot be used; the last: {verdict.reason}")
+            if not found.cached:
+                telemetry.count("llm_repairs", code=verdict.code)
             talk += [
                 Message("assistant", verdict.said or "(nothing)"),
                 Message("user", f"{verdict.reason} Answer again, with the JSON only."),
@@ -157,12 +160,16 @@ class Asker(ABC):
             self._outbox.withdraw(asked.sha256)
             return self._answered(asked).model_dump()
 
-        return self._cache.reply(request, ask)
+        found = self._cache.reply(request, ask)
+        if found.cached:
+            telemetry.count("llm_cached", model=first.model)
+        return found
 
     def _may_see(self, talk: Sequence[Message], question: Question[Any]) -> tuple[Endpoint, ...]:
         """The endpoints that a conversation may be sent to."""
         permitted = [endpoint for endpoint in self.endpoints if endpoint.permits(question.policy)]
         if not permitted:
+            telemetry.count("llm_withheld", why="policy")
             hosts = ", ".join(sorted({endpoint.host for endpoint in self.endpoints}))
             raise Terminal(
                 "ENDPOINT_FORBIDDEN", f"policy {question.policy!r} keeps this row from {hosts}, nothing was sent; "
@@ -179,6 +186,8 @@ class Asker(ABC):
             if not kinds:
                 among.append(endpoint)
         if not among:
+            for kind in found:
+                telemetry.count("llm_withheld", why=kind)
             raise Terminal(
                 "OUTBOUND_IDENTIFIER", f"the text has what looks like {', '.join(found)}, so it was not sent to "
                 f"{permitted[0].host}; de-identify the source, use a model on this machine, or set outbound"

@@ -39,7 +39,7 @@ NOTE = ".remote.json"
 PATIENCE_S = 120.0
 """How long a store that does not answer is waited for, beyond the retries of single requests."""
 SHARED = re.compile(
-    r"(shards|manifests|builds|reports|decisions|knowledge|segments)/.+|catalog\.ro\.duckdb|cache/llm/[0-9a-f]{2}/.+\.json"
+    r"(shards|manifests|builds|reports|decisions|knowledge|segments|lake)/.+|catalog\.ro\.duckdb|cache/llm/[0-9a-f]{2}/.+\.json"
 )
 """What of a home others rely on; all else is this machine's own, secrets above all."""
 THREADS = 16
@@ -108,6 +108,23 @@ def send(draft: Path, path: Path) -> None:
     if found and SHARED.fullmatch(key := found.key(path)):
         digest = file_sha256(draft)
         _patiently(lambda: found.bucket.upload(key, draft, digest))
+
+
+def share(path: Path) -> None:
+    """Send a file that was written in place and never changes, unless the bucket has it."""
+    found = remote(path)
+    if found and _patiently(lambda: found.bucket.head(found.key(path))) is None:
+        send(path, path)
+
+
+def push(folder: Path) -> None:
+    """Make a folder of the bucket what it is here; of files that never change, written in place."""
+    if found := remote(folder):
+        here = {found.key(path): path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+        there = _patiently(lambda: set(found.bucket.list(f"{found.key(folder)}/")))
+        for key in sorted(here.keys() - there):
+            send(here[key], here[key])
+        _patiently(lambda: found.bucket.remove(sorted(there - here.keys())))
 
 
 def send_new(data: bytes, path: Path) -> None:

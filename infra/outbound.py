@@ -2,7 +2,8 @@
 
 The invariant: what is found is named by its kind, never repeated: not in the error, not in a log. This is the last of
 several nets (headers are de-identified before anything is written); it stops what is plainly an identifier and cannot
-know a bare name. The patterns are data: infra/outbound.yaml.
+know a bare name. The patterns are data: infra/outbound.yaml. A key or password that this process holds counts as one
+too (`secret`; infra/redact.py).
 
 False alarms, measured on text without patients' identifiers: none in 160 reports (596 sections) of the Open-i chest
 X-ray set, whose own are blanked, and none in 5,972 English questions of SLAKE; in 1,247 paragraphs of PMC articles 2,
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+
+from infra.redact import holds
 
 PATTERNS = Path(__file__).with_name("outbound.yaml")
 Outbound = Literal["plain", "strict", "off"]
@@ -43,7 +46,8 @@ def identifiers(text: str, strictness: Outbound = "plain", private: Iterable[str
     if strictness == "off":
         return ()
     found = [kind for kind, pattern in _patterns(strictness).items() if pattern.search(text)]
-    return tuple(sorted([*found, *(["private"] if _named(text, private) else [])]))
+    found += ["private"] * _named(text, private) + ["secret"] * holds(text)
+    return tuple(sorted(found))
 
 
 def _named(text: str, private: Iterable[str]) -> bool:

@@ -29,6 +29,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from infra import telemetry
 from infra.errors import ConfigError, ItemError, MedloomError, Terminal, Transient
 from infra.keys import sha256
 
@@ -360,6 +361,7 @@ def _client(endpoint: str | None, who: str | None, in_flight: int, per_second: f
         s3={"addressing_style": "path" if endpoint else "auto"},
     )
     client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    telemetry.watch(client)
     if per_second is not None:
         client.meta.events.register("before-send.s3", _paced(per_second))
     return client

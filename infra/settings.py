@@ -12,6 +12,7 @@ from pathlib import Path
 
 from infra import mirror
 from infra.errors import ConfigError
+from infra.redact import know
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -38,11 +39,11 @@ def be_quiet() -> None:
 
 def secret(name: str) -> str | None:
     """A secret from the environment variable `name`, or from the file that `name`_FILE names; None when unset."""
-    if value := os.environ.get(name):
-        return value
-    if path := os.environ.get(f"{name}_FILE"):
-        return Path(path).read_text().strip()
-    return None
+    value = os.environ.get(name)
+    if not value and (path := os.environ.get(f"{name}_FILE")):
+        value = Path(path).read_text().strip()
+    know(value)  # and so it stands in no log, error or artifact
+    return value or None
 
 
 def pseudonym_key(home: Path) -> bytes:

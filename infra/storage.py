@@ -12,8 +12,10 @@ import importlib.util
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from infra.errors import ConfigError
@@ -21,6 +23,8 @@ from infra.keys import sha256
 
 TEMPORARY = ".tmp-"
 """Prefix of unfinished files; readers skip it and `sweep` removes what a killed process left."""
+SYNCS = 8
+"""Files waited for at once."""
 _HOST = sha256(socket.gethostname().encode())[:8]
 
 
@@ -36,8 +40,16 @@ def write_atomic(path: Path, fill: Callable[[Path], object]) -> None:
 
 def draft_of(path: Path) -> Path:
     """The temporary name beside `path` under which this process may write it; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     return path.with_name(f"{TEMPORARY}{_HOST}-{os.getpid()}-{path.name}")
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, each named on the disk before anything lies in it."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def publish(draft: Path, path: Path) -> None:
@@ -51,6 +63,36 @@ def publish(draft: Path, path: Path) -> None:
     mirror.send(draft, path)
     os.replace(draft, path)
     _sync(path.parent)
+
+
+def publish_all(drafts: Sequence[tuple[Path, Path]], last: tuple[Path, Path]) -> None:
+    """Move finished drafts to their names, and then the last one, which vouches for the others.
+
+    Files are on the disk before they have their names, and those before the last one has its own; they are waited for
+    at once: a file system commits many syncs in the time of one. The move of the last is on the disk after `settle`
+    of its folder; a power cut before that takes it back, and with it all that it vouched for. Raises Transient when a
+    bucket stays out of reach.
+    """
+    from infra import mirror
+
+    settle(last[0], *(draft for draft, _ in drafts))
+    for draft, path in drafts:
+        mirror.send(draft, path)
+        os.replace(draft, path)
+    settle(*dict.fromkeys(path.parent for _, path in drafts))
+    mirror.send(*last)
+    os.replace(*last)
+
+
+def settle(*paths: Path) -> None:
+    """Wait until files, and what was moved in folders, are on the disk."""
+    list(_pool(os.getpid()).map(_sync, paths))
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads that wait for the disk; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(SYNCS, f"sync-{process}")
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """A real S3 server on loopback (SeaweedFS), and a proxy before it that counts requests and may break answers.
 
-Everyone may read and list; only `put` and `remove` are signed.
+Everyone may read and list; whatever writes is signed. `kill` and `start` let the server die and come back with what it
+had.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,9 +40,31 @@ PATIENCE = 60.0
 
 @dataclass
 class Server:
-    """A server that runs; its `client` may write."""
+    """A server that runs, or that `kill` stopped and `start` may start again; its `client` may write."""
 
     endpoint: str
+    command: Sequence[str] = ()
+    folder: Path = Path()
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it where it was, and wait until an object can be written."""
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+        _wait(self, self.process, self.folder / "log")
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # SIGTERM takes it a quarter of a minute
+            self.process.wait()
+            self.process = None
+
+    def uploads(self, bucket: str) -> list[str]:
+        """Keys of multipart uploads that were begun and neither completed nor aborted."""
+        return [found["Key"] for found in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
     @cached_property
     def client(self) -> Any:
@@ -77,15 +101,12 @@ def s3_server(folder: Path) -> Iterator[Server]:
         "-master.volumeSizeLimitMB=64", "-volume.max=500", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0",
         "-s3.port.lance=0", "-s3.iam=false", *(f"-{name}={port}" for name, port in ports.items()),
     ]
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    server = Server(f"http://127.0.0.1:{ports['s3.port']}")
+    server = Server(f"http://127.0.0.1:{ports['s3.port']}", command, folder)
     try:
-        _wait(server, process, folder / "log")
+        server.start()
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # SIGTERM takes it a quarter of a minute
-        process.wait()
+        server.kill()
 
 
 def free_ports(count: int) -> list[int]:
@@ -111,11 +132,22 @@ def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 Fault = Callable[[str], str | None]
-"""path of a request -> "busy" (503), "cut" (half of the body), "hang up" (no answer), or None"""
+"""path of a GET request -> the name of a fault, or None"""
+FAULTS = ("busy", "broken", "cut", "hang up", "slow", "expired", "denied")
+"""busy: 503 SlowDown · broken: 500 InternalError · cut: half of an answer's body, or half of what is sent reaches the
+server, then the line drops · hang up: no answer, though what was to be written is written · slow: SLOW_S late ·
+expired: 400 ExpiredToken · denied: 403 AccessDenied"""
+SLOW_S = 1.5
+_REFUSALS = {
+    "busy": (503, "SlowDown"), "broken": (500, "InternalError"), "expired": (400, "ExpiredToken"),
+    "denied": (403, "AccessDenied"),
+}
 
 
 class Proxy:
-    """Passes GET requests on to a server, remembers them, and breaks those that `fault` names.
+    """Passes requests on to a server, remembers the paths of GET requests, and breaks those that faults name.
+
+    `fault` breaks reading by path; `breaks`, where it is set, is asked for every request by method, path and query.
 
     >>> with Proxy(server.endpoint) as proxy:
     ...     Bucket.at("s3://name", proxy.endpoint).get("key")
@@ -125,6 +157,9 @@ class Proxy:
 
     def __init__(self, upstream: str) -> None:
         self.fault: Fault = lambda path: None
+        self.breaks: Callable[[str, str, str], str | None] | None = None
+        self.broken = Counter[str]()
+        """how many requests each fault broke"""
         self.most = 0
         """the most requests that were open at once"""
         self._seen: list[str] = []
@@ -136,37 +171,97 @@ class Proxy:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True  # head and body are two writes
 
-            def do_GET(self) -> None:
+            def _pass(self) -> None:
                 with proxy._lock:
-                    proxy._seen.append(self.path)
+                    if self.command == "GET":
+                        proxy._seen.append(self.path)
                     proxy._open += 1
                     proxy.most = max(proxy.most, proxy._open)
+                path, _, asked = self.path.partition("?")
+                fault = proxy.breaks(self.command, path, asked) if proxy.breaks else None
+                if fault is None and self.command == "GET":
+                    fault = proxy.fault(path)
+                if fault is not None:
+                    with proxy._lock:
+                        proxy.broken[fault] += 1
                 try:
-                    self._answer(proxy.fault(self.path.partition("?")[0]))
+                    with suppress(BrokenPipeError, ConnectionResetError):  # whoever asked is dead, or tired of waiting
+                        self._answer(fault)
                 finally:
                     with proxy._lock:
                         proxy._open -= 1
 
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass
+
+            def handle_expect_100(self) -> bool:
+                return True  # the body is asked for below, once it is known what becomes of the request
+
+            def _sent(self) -> bytes:
+                """The body of the request."""
+                if "100-continue" in self.headers.get("Expect", "").lower():
+                    self.send_response_only(100)
+                    self.end_headers()
+                if "chunked" not in self.headers.get("Transfer-Encoding", "").lower():
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                pieces = []
+                while length := int(self.rfile.readline().partition(b";")[0], 16):
+                    pieces.append(self.rfile.read(length))
+                    self.rfile.readline()
+                while self.rfile.readline().strip():
+                    pass  # trailers
+                return b"".join(pieces)
+
             def _answer(self, fault: str | None) -> None:
+                sent = self._sent()
+                if fault == "slow":
+                    time.sleep(SLOW_S)
+                if fault == "cut" and sent:
+                    self._cut_off(sent)
+                    self.close_connection = True
+                    return
+                if fault in _REFUSALS:
+                    status, code = _REFUSALS[fault]
+                    body = f"<Error><Code>{code}</Code><Message>planted</Message></Error>".encode()
+                    headers = [("Content-Type", "application/xml")]
+                else:
+                    status, headers, body = self._upstream(sent)
                 if fault == "hang up":
                     self.close_connection = True
                     return
-                if fault == "busy":
-                    status, headers, body = 503, [("Content-Length", "0")], b""
-                else:
-                    connection = http.client.HTTPConnection(host)
-                    connection.request("GET", self.path, headers=dict(self.headers))
-                    answer = connection.getresponse()
-                    status, headers, body = answer.status, answer.getheaders(), answer.read()
-                    connection.close()
                 self.send_response(status)
                 for name, value in headers:
                     if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                         self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
+                length = str(len(body))
+                if self.command == "HEAD":
+                    length = dict((n.lower(), v) for n, v in headers).get("content-length", "0")
+                self.send_header("Content-Length", length)
                 self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+                if self.command != "HEAD":
+                    self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
                 self.close_connection = fault == "cut"
+
+            def _upstream(self, sent: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+                connection = http.client.HTTPConnection(host)
+                left_out = ("expect", "transfer-encoding", "content-length")
+                headers = {n: v for n, v in self.headers.items() if n.lower() not in left_out}
+                try:
+                    connection.request(self.command, self.path, sent or None, headers | (
+                        {"Content-Length": str(len(sent))} if self.command in ("PUT", "POST") else {}))
+                    answer = connection.getresponse()
+                    return answer.status, answer.getheaders(), answer.read()
+                except OSError:  # the server behind is dead
+                    return 503, [], b"<Error><Code>ServiceUnavailable</Code></Error>"
+                finally:
+                    connection.close()
+
+            def _cut_off(self, sent: bytes) -> None:
+                """The server is sent the head and half of the body, then the line drops."""
+                name, _, port = host.partition(":")
+                with socket.create_connection((name, int(port))) as line:
+                    head = [f"{self.command} {self.path} HTTP/1.1"]
+                    head += [f"{n}: {v}" for n, v in self.headers.items() if n.lower() != "expect"]
+                    line.sendall("\r\n".join([*head, "", ""]).encode() + sent[: len(sent) // 2])
 
             def log_message(self, *_: Any) -> None:
                 pass

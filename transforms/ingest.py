@@ -8,9 +8,9 @@ row before its decoder has de-identified it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +19,15 @@ from pydantic import BaseModel, ConfigDict
 
 from catalog.items import Item, Label, Licences, Partition, Text
 from catalog.schema import LAYERS
+from infra import attempts
 from infra.errors import ItemError
 from infra.keys import key, pseudonym, sha256
 from infra.plugins import load, plugins
 from infra.settings import PUBLIC_KEY, pseudonym_key
-from transforms.decoded import Article, Decoded, IngestParams, Refused, Sample, Volume
+from transforms.decoded import Article, Decoded, IngestParams, Pseudonym, Refused, Sample, Volume
 from transforms.pictures.imagefile import encode_png, phash, pixel_sha256, shrink
 from transforms.regions import roi_row, scaled
+from transforms.scans.references import uids_in_public
 from transforms.scans.reopen import reopen
 from transforms.scans.volumes import Scan
 from transforms.stage import Outcome, Reject
@@ -81,30 +83,50 @@ class Ingest:
 
     def outcomes(self, partition: Partition, home: Path) -> Iterator[Outcome]:
         """Read the partition's items and yield rows in batches of bounded size."""
-        hide = partial(pseudonym, self._secret(home))
+        hide = self._stand_ins(self._secret(home))
         burned_in = self.params.burned_in or ("flag" if self.terms.identifiers == "public" else "clean")
         params = self.params.model_copy(update={"burned_in": burned_in})
         batch = _Batch(self, self.names((entry for entry, _ in partition.contents), home))
-        items = load("connector", self.connector).read(partition, self.connector_params)
-        for (_, kind), run in groupby(items, lambda item: (item.group, item.kind)):
+        for (_, kind), run in groupby(self._read(partition, batch), lambda item: (item.group, item.kind)):
             together = list(run)
             batch.names.update(self.names((item.id for item in together if item.inside is not None), home))
             whole = batch.readable(together)
-            decode = load("decoder", kind).decode
-            batch.add(whole, decode(whole, params, hide) if whole else ())
+            decode, first = load("decoder", kind).decode, f"decode {batch.names[together[0].id]}"
+            if error := attempts.killed(first):
+                batch.rejects.extend(Reject(item.id, error) for item in whole)
+            else:
+                with attempts.at(first):
+                    batch.add(whole, decode(whole, params, hide) if whole else ())
             if batch.full:
                 yield batch.take()
         yield batch.take()
+
+    def _read(self, partition: Partition, batch: _Batch) -> Iterator[Item]:
+        """The partition's items, without the entries that killed whoever read them before: those are rejects."""
+        entries, left = [entry for entry, _ in partition.contents], []
+        for place, entry in enumerate(entries):
+            if error := attempts.killed(f"read {batch.names[entry]}"):
+                batch.rejects.append(Reject(entry, error))
+            else:
+                left.append(place)
+        part = partition if len(left) == len(entries) else _only(partition, left)
+        following = dict(zip((entries[n] for n in left), (entries[n] for n in left[1:]), strict=False))
+        items = iter(load("connector", self.connector).read(part, self.connector_params))
+        at = entries[left[0]] if left else None
+        while True:
+            with attempts.at(f"read {batch.names[at]}") if at else nullcontext():
+                item = next(items, None)
+            if item is None:
+                return
+            at = item.inside or following.get(item.id)
+            yield item
 
     def scan(self, partition: Partition, home: Path, row: Mapping[str, Any]) -> Scan:
         """The scan of a row of `volumes` of a partition, from the source's own files. Raises ItemError."""
         names = self.names((entry for entry, _ in partition.contents), home)
         wanted = set(row["items"])
         chosen = [n for n, (entry, _) in enumerate(partition.contents) if names[entry] in wanted]
-        part = Partition(
-            partition.source, partition.name, tuple(partition.refs[n] for n in chosen),
-            tuple(partition.contents[n] for n in chosen),
-        )
+        part = _only(partition, chosen)
         found = {names[item.id]: item for item in load("connector", self.connector).read(part, self.connector_params)}
         for item in found.values():
             if item.error is not None:
@@ -115,8 +137,22 @@ class Ingest:
         ]
         return replace(reopen(row, files), anatomy=next(iter(found.values())).facts.get("anatomy") if found else None)
 
+    def _stand_ins(self, secret: bytes) -> Pseudonym:
+        """Of the kind "uid" what others' files have in a UID's place, of all others a pseudonym."""
+        public = uids_in_public(None if self.terms.identifiers == "public" else secret)
+        return lambda kind, identifier: (
+            public(identifier) if kind == "uid" else pseudonym(secret, kind, identifier)
+        )
+
     def _secret(self, home: Path) -> bytes:
         return PUBLIC_KEY if self.terms.identifiers == "public" else pseudonym_key(home)
+
+
+def _only(partition: Partition, places: Sequence[int]) -> Partition:
+    """A partition with these entries of another."""
+    return replace(
+        partition, refs=tuple(partition.refs[n] for n in places), contents=tuple(partition.contents[n] for n in places)
+    )
 
 
 @dataclass

@@ -29,6 +29,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from catalog.schema import LAYERS
+from infra import attempts
 from infra.errors import ItemError, Transient
 from infra.inflight import in_order
 from infra.keys import key
@@ -218,7 +219,8 @@ class RowStage:
 
     def _rows_or_error(self, sample: SampleRows, state: Any) -> tuple[str, Rows | ItemError]:
         try:
-            return sample.id, self._retried(sample, state)
+            with attempts.at(sample.id):
+                return sample.id, self._retried(sample, state)
         except ItemError as error:
             return sample.id, error
 

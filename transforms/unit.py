@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from catalog import shards
 from catalog.items import Partition
 from catalog.manifest import Entry, Manifest, find, latest, scan
 from catalog.schema import LAYERS, VERSION
+from infra import redact, telemetry
 from infra.inflight import in_order
 from infra.keys import key
 from infra.settings import be_quiet
@@ -231,7 +232,7 @@ def run_unit(unit: Unit, home: Path, max_failed: float, state: Any) -> Manifest:
     started, partition = time.monotonic(), unit.partition
     name = f"{partition.name}-{unit.key}" + (f".{unit.attempt}" if unit.attempt else "")
     books = _Books(unit, home)
-    with ExitStack() as stack:
+    with telemetry.unit(unit.stage, partition.source, partition.name), ExitStack() as stack:
         writers = {
             layer: stack.enter_context(shards.ShardWriter(home, layer, partition.source, name))
             for layer in (*unit.writes, "rejects")
@@ -248,19 +249,26 @@ def run_unit(unit: Unit, home: Path, max_failed: float, state: Any) -> Manifest:
         small["rejects"] = [LAYERS["rejects"].table(rejects)]
         for layer, tables in small.items():
             writers[layer].write(pa.concat_tables(tables))
-        written = tuple(shard for writer in writers.values() if (shard := writer.finish()))
-    outcomes = Counter(row["outcome"] for row in rejects)
-    manifest = Manifest(
-        key=unit.key, source=partition.source, partition=partition.name, stage=unit.stage,
-        schema_version=VERSION, attempt=unit.attempt,
-        rows_in=len(books.kept) + len(rejects), kept=len(books.kept), dropped=outcomes["dropped"],
-        failed=outcomes["failed"], retryable=sum(row["retryable"] for row in rejects),
-        quarantined=outcomes["failed"] > max_failed * (len(books.kept) + len(rejects)),
-        shards=written, software={name: version(name) for name in SOFTWARE},
-        seconds=round(time.monotonic() - started, 3), **unit.record(home),
-    )
-    manifest.write(home)
+        closed = {writer.move: shard for writer in writers.values() if (shard := writer.close())}
+        told = telemetry.taken()
+        outcomes = Counter(row["outcome"] for row in rejects)
+        manifest = Manifest(
+            key=unit.key, source=partition.source, partition=partition.name, stage=unit.stage,
+            schema_version=VERSION, attempt=unit.attempt,
+            rows_in=len(books.kept) + len(rejects), kept=len(books.kept), dropped=outcomes["dropped"],
+            failed=outcomes["failed"], retryable=sum(row["retryable"] for row in rejects),
+            quarantined=outcomes["failed"] > max_failed * (len(books.kept) + len(rejects)),
+            shards=tuple(closed.values()), software=_software(),
+            seconds=round(time.monotonic() - started, 3), telemetry=told, **unit.record(home),
+        )
+        manifest.write(home, list(closed))
     return manifest
+
+
+@cache
+def _software() -> dict[str, str]:
+    """What rows may depend on beside our own code; asked once, since each answer parses a file."""
+    return {name: version(name) for name in SOFTWARE}
 
 
 class _Books:
@@ -307,7 +315,7 @@ class _Books:
             {
                 "item": reject.item, "source": self._unit.partition.source, "partition": self._unit.partition.name,
                 "stage": self._unit.stage, "outcome": reject.error.outcome, "code": reject.error.code,
-                "message": reject.error.message[:500], "retryable": reject.error.retryable,
+                "message": redact.text(reject.error.message)[:500], "retryable": reject.error.retryable,
                 "attempt": self._unit.attempt,
             }
             for reject in self._rejects

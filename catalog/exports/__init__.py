@@ -4,6 +4,7 @@
     def write(rows: Iterable[Row], out: Path, params: Params) -> Counts
     def finish(out: Path, record: Mapping[str, Any]) -> None                      optional: what the manifest will say
     RESUMES = True                                                                 optional: catalog/exports/progress.py
+    VOLUMES = True                                                                 optional: rows come with `volume`
 
 `out` is an empty folder, or holds whole files of the same export that was interrupted. An exporter streams, leaves the
 pixels as they are stored (or says in its docstring where it cannot), and accounts for every row: written, or left out

@@ -22,9 +22,11 @@ from catalog.exports import Counts, huggingface
 from catalog.licences import CLASSES
 from catalog.schema import LAYERS
 from catalog.selection import Row
+from infra.storage import write_bytes
 
 NAME = "croissant"
 REQUIRES: dict[str, str] = {}
+RESUMES = True
 Params = huggingface.Params
 MAKERS = ".makers.json"
 _TYPES = {"string": "sc:Text", "int32": "sc:Integer", "double": "sc:Float", "float": "sc:Float", "bool": "sc:Boolean"}
@@ -46,13 +48,14 @@ _CONTEXT = {
 
 def write(rows: Iterable[Row], out: Path, params: huggingface.Params) -> Counts:
     """Write what `huggingface` writes, and note who made regions and texts for `finish`."""
-    makers: dict[str, set[str]] = {"experts": set(), "generators": set(), "kinds": set(), "modalities": set()}
-    counts = huggingface.write(_watched(rows, makers), out, params)
-    (out / MAKERS).write_text(json.dumps({name: sorted(found) for name, found in makers.items()}), encoding="utf-8")
-    return counts
+    return huggingface.write(_watched(rows, out / MAKERS), out, params)
 
 
-def _watched(rows: Iterable[Row], makers: Mapping[str, set[str]]) -> Iterator[Row]:
+def _watched(rows: Iterable[Row], path: Path) -> Iterator[Row]:
+    """The rows; who made what is on record before a row is written, so an interruption forgets none of it."""
+    said = json.loads(path.read_bytes()) if path.exists() else {}
+    makers = {name: set(said.get(name, ())) for name in ("experts", "generators", "kinds", "modalities")}
+    known = -1
     for row in rows:
         makers["experts"].update(roi["expert"] for roi in row.rois if roi["origin"] == "predicted")
         for text in row.texts:
@@ -60,6 +63,8 @@ def _watched(rows: Iterable[Row], makers: Mapping[str, set[str]]) -> Iterator[Ro
             makers["generators"].add(made)
             makers["kinds"].add(text["kind"])
         makers["modalities"].add(row.image["modality"] or "unknown")
+        if known != (known := sum(map(len, makers.values()))):
+            write_bytes(path, json.dumps({name: sorted(found) for name, found in makers.items()}).encode())
         yield row
 
 

@@ -5,6 +5,9 @@ plain, and the schema metadata names the features, so an image column is an Imag
 configuration for each class of licences that the images have (`open`, `research`, `other`, `unknown`), the freest is
 the default: nobody gets rows under harder terms without naming them.
 
+An interrupted export goes on at the first row that lies in no whole file; of several classes, those that were further
+pass over the rows they have.
+
 >>> datasets.load_dataset(str(out), "open", split="train")[0]["rois"][0]["label"]
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,15 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from catalog.exports import CAPTION_KINDS, Counts
+from catalog.exports import CAPTION_KINDS, Counts, progress
+from catalog.exports.progress import counts_of
 from catalog.licences import CLASSES, class_of
 from catalog.schema import LAYERS
 from catalog.selection import ABOUT, Row
 
 NAME = "huggingface"
 REQUIRES: dict[str, str] = {}
+RESUMES = True
 GROUP_ROWS, GROUP_BYTES = 100, 100_000_000
 """The defaults of `datasets` for media."""
 
@@ -88,75 +93,116 @@ PLAIN = ("image.bytes", "image.path")
 def packed() -> list[str]:
     """Columns that are compressed: all but the pictures, which are already."""
     return [path for path in _columns(SCHEMA) if path not in PLAIN]
-"""Pictures are packed already."""
 
 
 def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
     """Write data/CLASS/SPLIT-00000-of-000NN.parquet and README.md, the dataset card."""
-    counts, files = Counts(), dict[str, _Files]()
+    counts, files = _begun(out, params)
     try:
         for row in rows:
             kind = class_of(row.image["licence_image"])
             if kind not in files:
                 files[kind] = _Files(out / "data" / kind, params)
-            files[kind].add(row)
+            before = vars(counts_of(vars(counts)))
             counts.add(row)
+            if files[kind].add(row, before, counts.seen):
+                _tell(out, files, counts)
         for each in files.values():
-            each.finish()
+            each.close(counts.seen)
+        _tell(out, files, counts)
+        for each in files.values():
+            each.name_all()
     finally:
         for each in files.values():
-            each.close()
+            each.abandon()
     (out / "README.md").write_text(_card(params, counts, [kind for kind in CLASSES if kind in files]), encoding="utf-8")
     return counts
+
+
+def _begun(out: Path, params: Params) -> tuple[Counts, dict[str, _Files]]:
+    """Where an interrupted export goes on: the counts of the rows before, and what each class has whole."""
+    told = list(progress.told(out))
+    if not told:
+        return Counts(), {}
+    said = told[-1]
+    return counts_of(said["counts"]), {
+        kind: _Files(out / "data" / kind, params, whole, end) for kind, (whole, end) in said["classes"].items()
+    }
+
+
+def _tell(out: Path, files: Mapping[str, _Files], counts: Counts) -> None:
+    """That a file is whole. The next run begins with the first row of a file that is not."""
+    begun = [each.began for each in files.values() if each.began is not None]
+    first = min(begun, key=lambda one: counts_of(one).seen, default=vars(counts))
+    progress.tell(out, {"counts": first, "classes": {kind: [each.whole, each.end] for kind, each in files.items()}})
 
 
 class _Files:
     """The files of one licence class. A group of rows is held back until it is full."""
 
-    def __init__(self, folder: Path, params: Params) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, params: Params, whole: int = 0, end: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.params = folder, params
-        self.files: list[Path] = []
+        self.whole, self.end = whole, end
+        """files that are done, and the rows of all classes up to the last one in them"""
+        self.began: dict[str, Any] | None = None
+        """the counts before the first row of the file that is not done"""
         self.group: list[Row] = []
         self.bytes = self.in_file = 0
         self.writer: Any = None
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, before: dict[str, Any], seen: int) -> bool:
+        """Take a row, the one with which `seen` are; whether a file was done with it."""
+        if seen <= self.end:
+            return False
+        self.began = self.began or before
         self.group.append(row)
         self.bytes += len(row.image["image"]["bytes"])
         if len(self.group) == GROUP_ROWS or self.bytes >= GROUP_BYTES:
             self._write()
+            if self.in_file >= self.params.shard_mb * 1_000_000:
+                self.close(seen)
+                return True
+        return False
 
     def _write(self) -> None:
         if self.writer is None:
-            self.files.append(self.folder / f"{self.params.split}-{len(self.files):05d}")
-            self.in_file = 0
             self.writer = pq.ParquetWriter(
-                self.files[-1], SCHEMA, compression=dict.fromkeys(PLAIN, "NONE") | dict.fromkeys(packed(), "ZSTD"),
-                use_dictionary=packed(), write_page_index=True,
+                self._draft(self.whole), SCHEMA, use_dictionary=packed(), write_page_index=True,
+                compression=dict.fromkeys(PLAIN, "NONE") | dict.fromkeys(packed(), "ZSTD"),
             )
-        self.writer.write_table(pa.Table.from_pylist([_record(row, self.params) for row in self.group], schema=SCHEMA))
+        records = [record_of(row, self.params.caption) for row in self.group]
+        self.writer.write_table(pa.Table.from_pylist(records, schema=SCHEMA))
         self.in_file += self.bytes
         self.group, self.bytes = [], 0
-        if self.in_file >= self.params.shard_mb * 1_000_000:
-            self.close()
 
-    def finish(self) -> None:
-        """Write what is held back, and give the files the names that tell how many there are."""
+    def close(self, seen: int) -> None:
+        """Make a whole file of what there is."""
         if self.group:
             self._write()
-        self.close()
-        for number, file in enumerate(self.files):
-            file.rename(file.with_name(f"{self.params.split}-{number:05d}-of-{len(self.files):05d}.parquet"))
+        if self.writer is not None:
+            self.writer.close()
+            self.writer, self.began, self.in_file = None, None, 0
+            self.whole, self.end = self.whole + 1, seen
 
-    def close(self) -> None:
+    def name_all(self) -> None:
+        """Give the files the names that tell how many there are."""
+        for number in range(self.whole):
+            if (draft := self._draft(number)).exists():  # else it was named before an interruption
+                draft.rename(draft.with_name(f"{draft.name}-of-{self.whole:05d}.parquet"))
+
+    def abandon(self) -> None:
         if self.writer is not None:
             self.writer.close()
             self.writer = None
 
+    def _draft(self, number: int) -> Path:
+        return self.folder / f"{self.params.split}-{number:05d}"
 
-def _record(row: Row, params: Params) -> dict[str, Any]:
-    caption = row.caption(params.caption)
+
+def record_of(row: Row, kinds: Sequence[str]) -> dict[str, Any]:
+    """A row of FIELDS; `kinds` of text serve as its caption."""
+    caption = row.caption(kinds)
     about = {"labels": row.labels, "rois": row.rois, "texts": row.texts}
     return {**row.image, **about, "caption": caption["text"] if caption else None}
 

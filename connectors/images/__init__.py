@@ -25,6 +25,7 @@ say the class. Regions of several raters stay regions of their own, and the labe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import partial
@@ -100,6 +101,13 @@ def list_partitions(source: str, params: Params, since: FileIndex) -> Iterator[P
         found = {split: name for name, split in lists.items() if split}
         rules = params.model_copy(update={"split_lists": {**found, **params.split_lists}})
     yield from divided(source, image_refs(tree, _entries(tree, params), rules, own), params.capacity)
+
+
+def places(params: Params) -> list[Path]:
+    """All that a listing reads: the root, and tables and lists that may lie elsewhere."""
+    root = resolve(params.root)
+    others = [*params.split_lists.values(), *([params.rows] if params.rows else [])]
+    return [root, *(path for name in others if (path := root / Path(os.path.expandvars(name)).expanduser()).is_file())]
 
 
 def read(partition: Partition, params: Params) -> Iterator[Item]:

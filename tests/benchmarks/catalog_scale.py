@@ -29,7 +29,7 @@ from catalog.builds import Build, numbers, read_build
 from catalog.manifest import Manifest
 from catalog.schema import LAYERS
 from catalog.shards import ShardWriter
-from catalog.views import TABLES, make_tables, make_views
+from catalog.views import FORMAT, TABLES, make_tables, make_views
 
 CHUNK = 500_000
 THREADS = 2
@@ -94,7 +94,7 @@ def make(home: Path, samples: int, shards: int) -> None:
     per_shard = -(-samples // shards)
     with duckdb.connect(str(home / catalog.FILE), config={"threads": THREADS}) as con:
         con.execute(TABLES)
-        con.execute("INSERT INTO format VALUES (2, NULL)")
+        con.execute(f"INSERT INTO format VALUES ({FORMAT}, NULL)")
         make_tables(con)
         path = segments.file_of(home, "rows_000001")
         path.parent.mkdir()

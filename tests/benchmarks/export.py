@@ -1,6 +1,6 @@
 """A WebDataset export beside a bare loop that reads the same rows and writes the same tar.
 
-    python tests/benchmarks/export.py [--samples 10000] [--rounds 3] [--memory 2000,10000]
+    python tests/benchmarks/export.py [--samples 10000] [--rounds 3] [--memory 2000,10000] [--sides 64,144]
 
 A home of small pictures (4 to 20 kB; labels, two regions, three texts each) is made in partitions of 1,000 samples.
 The bare loop knows the files: it reads each partition's shards with pyarrow, joins them by sample_id, and writes tars
@@ -16,6 +16,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,9 +34,11 @@ LAYERS = ("images", "labels", "rois", "texts")
 SHARD = 1_000_000_000
 
 
-def make(folder: Path, samples: int) -> Path:
-    """A home of so many samples, rounded up to whole partitions."""
+def make(folder: Path, samples: int, sides: tuple[int, int] = (64, 144)) -> Path:
+    """A home of so many samples, rounded up to whole partitions, with pictures of sides in this range."""
     import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
     from makehome import RECIPE, STAGES, make_rows
     from PIL import Image
 
@@ -52,22 +55,28 @@ def make(folder: Path, samples: int) -> Path:
     kept = [image["sample_id"] for image in template["images"]][:PARTITION]
     for image in template["images"][:PARTITION]:
         png = io.BytesIO()
-        side = int(rng.integers(64, 144))
+        side = int(rng.integers(*sides))
         Image.fromarray(rng.integers(0, 256, (side, side), np.uint8)).save(png, "PNG")
         image["image"] = {"bytes": png.getvalue(), "path": "x.png"}
         image["sha256"], image["source"] = sha256(png.getvalue()), "photos"
         image["licence_annotation"] = "CC-BY-4.0"
+    tables: dict[tuple[str, str], Any] = {}
+    for stage, layers in STAGES.items():
+        for layer in sorted(set(layers) & {"images", "labels", "rois", "texts"}):
+            rows = [r for r in template[layer] if r["sample_id"] in set(kept)]
+            if layer == "texts":
+                rows = [r for r in rows if (r["generator"] == "source") == (stage == "ingest")]
+            tables[stage, layer] = LAYERS[layer].table(rows)
     for partition in range(-(-samples // PARTITION)):
-        names = {sample: f"p{partition}x{sample[:16]}" for sample in kept}
         for stage, layers in STAGES.items():
             unit = key("unit", partition, stage)
             shards = []
-            for layer in set(layers) & {"images", "labels", "rois", "texts"}:
-                rows = [{**r, "sample_id": names[r["sample_id"]]} for r in template[layer] if r["sample_id"] in names]
-                if layer == "texts":
-                    rows = [r for r in rows if (r["generator"] == "source") == (stage == "ingest")]
+            for layer in sorted(set(layers) & {"images", "labels", "rois", "texts"}):
+                table = tables[stage, layer]
+                stems = pc.utf8_slice_codeunits(table["sample_id"], 0, 16)
+                names = pc.binary_join_element_wise(pa.scalar(f"p{partition}x"), stems, "")
                 with ShardWriter(home, layer, "photos", f"p{partition}-{unit}") as writer:
-                    writer.write(LAYERS[layer].table(rows))
+                    writer.write(table.set_column(0, table.schema.field(0), names))
                     if shard := writer.finish():
                         shards.append(shard)
             manifest = Manifest(
@@ -138,8 +147,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", default="2000,10000")
+    parser.add_argument("--sides", default="64,144", help="pixels, least and most; 8,24 for a million on a small disk")
     parser.add_argument("--child", nargs=3)
     asked = parser.parse_args()
+    low, high = map(int, asked.sides.split(","))
     if asked.child:
         import duckdb  # noqa: F401
         import pyarrow.parquet  # noqa: F401
@@ -156,7 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         if asked.rounds:
-            home = make(place, asked.samples)
+            home = make(place, asked.samples, (low, high))
             times: dict[str, list[float]] = {"bare": [], "ours": []}
             for turn in range(asked.rounds):
                 for which in ("bare", "ours") if turn % 2 else ("ours", "bare"):
@@ -169,9 +180,10 @@ def main() -> None:
                   f"ours {middle['ours']:.2f} s, ratio {middle['bare'] / middle['ours']:.2f} "
                   f"({', '.join(f'{b / o:.2f}' for b, o in zip(times['bare'], times['ours'], strict=True))})")
         for number in filter(None, asked.memory.split(",")):
-            home = make(place / f"m{number}", int(number))
+            home = make(place / f"m{number}", int(number), (low, high))
             seconds, peak = child("ours", home, place / f"m{number}" / "out")
-            print(f"{number} samples: {peak >> 10} MiB at most, {seconds:.1f} s")
+            print(f"{number} samples: {peak >> 10} MiB at most, {seconds:.1f} s", flush=True)
+            shutil.rmtree(place / f"m{number}")
 
 
 if __name__ == "__main__":

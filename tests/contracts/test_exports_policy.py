@@ -19,6 +19,7 @@ from makehome import Rows, make_home
 from PIL import Image
 
 from catalog.catalog import query
+from catalog.exports import huggingface
 from catalog.exports.mixture import Mixture
 from catalog.licences import Policy, class_of
 from catalog.selection import Selection
@@ -224,6 +225,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import catalog.selection as selection
+import catalog.exports.huggingface as huggingface
 from flows.export import run_export
 whole, calls = selection.Selection._row, [0]
 def dying(self, *args):
@@ -232,23 +234,51 @@ def dying(self, *args):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(self, *args)
 selection.Selection._row = dying
-run_export(Path(sys.argv[1]), "true", "webdataset", Path(sys.argv[2]), None, ["shard_mb=1"])
+huggingface.GROUP_ROWS = 2
+run_export(Path(sys.argv[1]), "true", sys.argv[4], Path(sys.argv[2]), None, ["shard_mb=1"], licences="all")
 """
+
+
+def killed(home: Path, out: Path, at: int, format: str) -> None:
+    script = [sys.executable, "-c", KILLED, str(home), str(out), str(at), format]
+    assert subprocess.run(script, env=os.environ | {"PYTHONPATH": os.getcwd()}).returncode == -signal.SIGKILL
+
+
+def several_classes(rows: Rows) -> None:
+    """Large pictures under three classes of licences, in turns."""
+    big(rows)
+    for number, image in enumerate(rows["images"]):
+        image["licence_image"] = ("CC-BY-4.0", "CC-BY-NC-4.0", None)[number % 3]
+
+
+@pytest.mark.parametrize(("format", "at"), [("huggingface", 3), ("huggingface", 14), ("croissant", 20)])
+def test_a_killed_export_of_several_classes_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, at: int
+) -> None:
+    monkeypatch.setattr(huggingface, "GROUP_ROWS", 2)
+    home, out = make_home(tmp_path, several_classes, per_modality=8), tmp_path / "out"
+    run_export(home, "true", format, tmp_path / "straight", None, ["shard_mb=1"], licences="all")
+    killed(home, out, at, format)
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / ".out.unfinished").rglob("train-?????")}
+    assert len(list((tmp_path / ".out.unfinished").glob(".progress*"))) == (at > 3)
+    run_export(home, "true", format, out, None, ["shard_mb=1"], licences="all")
+    again = {p.name.partition("-of-")[0]: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
+    assert files(out) == files(tmp_path / "straight") and kept.keys() <= again.keys()
+    assert len(list(out.rglob("*.parquet"))) > 5
 
 
 @pytest.mark.parametrize("at", [2, 7, 12])
 def test_a_killed_export_goes_on_after_its_last_whole_file(tmp_path: Path, at: int) -> None:
     home = make_home(tmp_path, big)
-    run_export(home, "true", "webdataset", tmp_path / "straight", None, ["shard_mb=1"])
+    run_export(home, "true", "webdataset", tmp_path / "straight", None, ["shard_mb=1"], licences="all")
     whole = [p for p in (tmp_path / "straight").glob("*.tar")]
     assert len(whole) > 3
     out = tmp_path / "out"
-    script = [sys.executable, "-c", KILLED, str(home), str(out), str(at)]
-    assert subprocess.run(script, env=os.environ | {"PYTHONPATH": os.getcwd()}).returncode == -signal.SIGKILL
+    killed(home, out, at, "webdataset")
     draft = tmp_path / ".out.unfinished"
     kept = {p.name: p.stat().st_mtime_ns for p in draft.glob("*.tar")}
     assert (len(kept) > 0) == (at > 2) and not out.exists()
-    run_export(home, "true", "webdataset", out, None, ["shard_mb=1"])
+    run_export(home, "true", "webdataset", out, None, ["shard_mb=1"], licences="all")
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept, "whole files are not written again"
     assert files(out) == files(tmp_path / "straight") and not draft.exists()
 
@@ -256,8 +286,7 @@ def test_a_killed_export_goes_on_after_its_last_whole_file(tmp_path: Path, at: i
 def test_another_export_does_not_go_on_where_this_one_stopped(tmp_path: Path) -> None:
     home = make_home(tmp_path, big)
     out = tmp_path / "out"
-    script = [sys.executable, "-c", KILLED, str(home), str(out), "7"]
-    subprocess.run(script, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    killed(home, out, 7, "webdataset")
     assert list((tmp_path / ".out.unfinished").glob("*.tar"))
     run_export(home, "modality <> 'CT'", "webdataset", out, None, ["shard_mb=1"])
     run_export(home, "modality <> 'CT'", "webdataset", tmp_path / "straight", None, ["shard_mb=1"])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from sources import make_all, make_images
+from standing import victims
 
 from catalog.catalog import query
 from catalog.verify import manifests, problems
@@ -39,33 +40,6 @@ def finish(recipe: Path, home: Path) -> None:
     with start(recipe, home) as process:
         process.wait(240)
     assert process.returncode == 0, recipe.with_suffix(".log").read_text()
-
-
-TARGETS = {"driver": (), "worker": ("ray::_call_task", "ray::_Worker"), "raylet": ("raylet",)}
-"""What is killed -> how the command lines of its processes below the driver begin."""
-
-
-def victims(driver: int, target: str) -> list[int]:
-    """The driver itself, Ray's workers under it (running a unit, or holding an opened stage), or the raylet."""
-    if target == "driver":
-        return [driver]
-    children: dict[int, list[int]] = {}
-    names: dict[int, str] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat, line = (folder / "stat").read_text(), (folder / "cmdline").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(folder.name))
-        names[int(folder.name)] = line
-    found, queue = [], [driver]
-    while queue:
-        for child in children.get(queue.pop(), []):
-            queue.append(child)
-            program = names[child].partition("\0")[0].rpartition("/")[2]
-            if program.startswith(TARGETS[target]):
-                found.append(child)
-    return found
 
 
 def shards(home: Path) -> dict[str, bytes]:

@@ -223,6 +223,9 @@ def test_cancelled_runs_stop_and_the_next_build_has_the_same_bytes(paused: Serve
     wait_for("no Ray process of the run is left", 30, lambda: not any(command(pid) for pid in workers))
     wait_for("the run is cancelled", 30, lambda: paused.call(f"flow_runs/{run['id']}")["state_type"] == "CANCELLED")
 
+    kind, message = paused.ended(paused.run(), 150)  # the next run goes ahead, and fixtures see that Ctrl-C stops all
+    assert kind == "COMPLETED", message
+
     assert not (home / "builds").exists() and len(shards(home)) > 0
     build_here(recipe, home)
     build_here(recipe, tmp_path / "fresh")

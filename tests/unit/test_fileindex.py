@@ -72,7 +72,7 @@ def test_a_corrupt_index_is_made_again(tmp_path: Path) -> None:
     place.write_bytes(whole[: len(whole) // 2])
     with FileIndex(place) as index:
         assert index.sha256(file) == hashlib.sha256(b"one").hexdigest()
-    assert len(FileIndex(place)._known) == 1
+    assert len(FileIndex(place)) == 1
 
 
 def test_names_of_files_are_not_kept(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_killed_process_leaves_a_good_index(tmp_path: Path) -> None:
         time.sleep(0.3)
         process.send_signal(signal.SIGKILL)
     with FileIndex(tmp_path / "index") as index:
-        assert len(index._known) > 0
+        assert len(index) > 0
         assert index.probe(tmp_path / "3.txt", "0", len) == 1
 
 

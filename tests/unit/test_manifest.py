@@ -87,6 +87,6 @@ def test_a_record_with_an_unknown_or_missing_field_is_refused(tmp_path: Path) ->
     whole = json.loads(file.read_text())
     for wrong in ({**whole, "extra": 1}, {k: v for k, v in whole.items() if k != "shards"}, {**whole, "kept": "many"}):
         file.write_text(json.dumps(wrong))
-        with pytest.raises(ValidationError):
+        with pytest.raises(ConfigError):
             read_manifest(tmp_path, made.path)
     assert file.read_text().count("\n") == 0 and list(file.parent.glob(".*")) == []

@@ -101,3 +101,58 @@ def test_what_a_pool_opened_is_kept(runner: Runner) -> None:
 def test_an_unknown_runner_is_named() -> None:
     with pytest.raises(ConfigError, match="inline, ray, auto"):
         open_runner("spark")
+
+
+def below(process: int) -> set[int]:
+    """This process and all that it started, and those started."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found, queue = set(), [process]
+    while queue:
+        found.add(queue[-1])
+        queue += children.get(queue.pop(), [])
+    return found
+
+
+def listening(processes: set[int]) -> list[tuple[str, str]]:
+    """(address in hex, program) of every TCP port that these processes listen on."""
+    sockets = set()
+    for process in processes:
+        try:
+            for handle in Path(f"/proc/{process}/fd").iterdir():
+                sockets.add((os.readlink(handle), Path(f"/proc/{process}/comm").read_text().strip()))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    programs = dict(sockets)
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in programs:
+                found.append((fields[1].partition(":")[0], programs[f"socket:[{fields[9]}]"]))
+    return found
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, the same written as IPv6, and ::1, as the kernel's tables write them."""
+
+
+def test_a_local_cluster_listens_on_loopback_only(runner: Runner) -> None:
+    if isinstance(runner, InlineRunner):
+        pytest.skip("it listens nowhere")
+    if not Path("/proc/net/tcp").exists():
+        pytest.skip("no /proc/net here")
+    list(runner.run([[Step("actor", _echo, 1, pool="ports", open=list), Step("task", _echo, 1)]]))
+    ports = listening(below(os.getpid()))
+    assert {"gcs_server", "raylet"} <= {program for _, program in ports}, ports
+    assert [port for port in ports if port[0] not in LOOPBACK] == []
+
+
+def test_a_cluster_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ConfigError, match="RAY_AUTH_MODE=token"), RayRunner("auto"):
+        raise AssertionError("not reached")

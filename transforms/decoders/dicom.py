@@ -43,13 +43,14 @@ from transforms.scans.deidentify import (
 from transforms.scans.frames import Picture, read_picture, voi_lut
 from transforms.scans.mosaics import unmosaic
 from transforms.scans.opening import open_safely
+from transforms.scans.references import references
 from transforms.scans.segments import Outlines, has_segments, outlines, structures
 from transforms.scans.series import Slice, Stack, affine_of, conflicting, slices_of, stacks, without
 from transforms.scans.volumes import Scan, Structure, cut
 from transforms.scans.windows import Window, choose_windows, to_grey
 
 NAME = "dicom"
-VERSION = "2"
+VERSION = "3"
 REQUIRES = {"pydicom": "pydicom"}
 
 
@@ -106,7 +107,7 @@ def decode(items: Sequence[Item], params: IngestParams, pseudonym: Pseudonym) ->
     drawn, refused = _drawn(outlining, slices)
     yield from refused
     kept: set[str] = set()
-    for made in _images(slices, sources, drawn, params):
+    for made in _images(slices, sources, drawn, params, pseudonym):
         kept.update(made.items if isinstance(made, Sample) else ())
         yield made
     for item_id in drawn.files:
@@ -121,7 +122,7 @@ def _with(source: Described, label: Label) -> Described:
 
 
 def _images(
-    slices: list[Slice], sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams
+    slices: list[Slice], sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams, pseudonym: Pseudonym
 ) -> Iterator[Decoded]:
     """What becomes of the slices of a series: scans, and single images or frames of what is no scan."""
     found = stacks(slices)
@@ -130,12 +131,12 @@ def _images(
     for stack in found:
         first = stack.slices[0]
         if stack.is_scan and first.frame is None:
-            yield from _scan(stack, sources, drawn, params)
+            yield from _scan(stack, sources, drawn, params, pseudonym)
         elif first.source not in many:
             for s in stack.slices:
                 loose.setdefault(s.item, []).append(s)
     for scans in many.values():
-        yield from _scans_of_file(scans, sources, drawn, params)
+        yield from _scans_of_file(scans, sources, drawn, params, pseudonym)
     for frames in loose.values():
         yield from _stills(sorted(frames, key=lambda s: s.frame or 0), sources, drawn, params)
 
@@ -150,14 +151,14 @@ def _scans_of_files(found: Sequence[Stack]) -> dict[str, list[Stack]]:
 
 
 def _scans_of_file(
-    scans: Sequence[Stack], sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams
+    scans: Sequence[Stack], sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams, pseudonym: Pseudonym
 ) -> Iterator[Decoded]:
     """At most `params.frames` evenly spaced scans of one file; a frame that cannot be read refuses the file."""
     count = min(params.frames, len(scans))
     chosen = [(2 * n + 1) * len(scans) // (2 * count) for n in range(count)]
     made: list[Decoded] = []
     for n in chosen:
-        made += _scan(scans[n], sources, drawn, params, (n, len(scans)) if len(scans) > 1 else None)
+        made += _scan(scans[n], sources, drawn, params, pseudonym, (n, len(scans)) if len(scans) > 1 else None)
         if any(isinstance(one, Refused) for one in made):
             yield from dict.fromkeys(one for one in made if isinstance(one, Refused))
             return
@@ -220,7 +221,7 @@ def open_scan(files: Sequence[bytes], frame: int = 0) -> Scan:
 
 
 def _scan(
-    stack: Stack, sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams,
+    stack: Stack, sources: Mapping[str, Described], drawn: _Drawn, params: IngestParams, pseudonym: Pseudonym,
     among: tuple[int, int] | None = None,
 ) -> Iterator[Decoded]:
     """The volume of a stack and the slices cut from it; unreadable slices are refused, and leave a gap.
@@ -256,6 +257,7 @@ def _scan(
         "spacing": None if scan.spacing is None else list(scan.spacing),
         "orientation": scan.orientation, "rescale_applied": rescaled, "geometry_flags": list(stack.flags),
         "header": canonical({**first.facts, **place}).decode(),
+        **references(stack.slices, pseudonym),
     })
     labels = tuple(dict.fromkeys(label for item in items for label in sources[item].labels))
     texts = tuple(dict.fromkeys(words for item in items for words in sources[item].item.texts))
