@@ -9,21 +9,37 @@ else
 UVFLAGS := --torch-backend cpu
 endif
 
-.PHONY: demo test check experts-heavy clean
+.PHONY: demo test check experts-heavy lock clean
+EXTRAS := embed demo experts llm ocr slides lake observe lance seg
+TORCH := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml | head -1)
+LOCKS := infra/locks
+# Every file is held against the hashes in infra/locks. Three packages come as source; what builds them is locked too.
+# torch is apart: which file it is depends on the machine, and a CPU build is not in the index.
+LOCKED := --require-hashes --no-deps --only-binary :all: $(addprefix --no-binary ,deid-data jsonpath-rw acvl-utils) \
+  --preview-features build-dependency-hashes --require-build-hashes --build-constraints $(LOCKS)/tools.txt
+COMPILE := $(VENV)/bin/uv pip compile -q --generate-hashes --no-annotate --no-header --python-version 3.11
 
-$(VENV)/.done: pyproject.toml constraints.txt
+$(VENV)/.done: pyproject.toml $(LOCKS)/tools.txt $(LOCKS)/install.txt
 	python3 -m venv $(VENV)
-	$(PY) -m pip install -q uv
-	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV) $(UVFLAGS) -c constraints.txt -e '.[embed,demo,experts,llm,ocr,slides]' --group dev
+	$(PY) -m pip install -q --require-hashes --no-deps --only-binary :all: -r $(LOCKS)/tools.txt
+	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV) --no-deps $(UVFLAGS) $(TORCH)
+	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV) $(LOCKED) -r $(LOCKS)/install.txt
+	$(VENV)/bin/uv pip install -q --python $(VENV) --no-deps --no-build-isolation -e .
 	touch $@
+
+# after a change of pyproject.toml, constraints.txt or experts-heavy.txt
+lock:
+	$(COMPILE) pyproject.toml $(addprefix --extra ,$(EXTRAS)) --group dev -c constraints.txt $(UVFLAGS) --no-emit-index-url --no-emit-find-links --no-emit-package torch -o $(LOCKS)/install.txt
+	$(COMPILE) experts-heavy.txt --no-deps --no-emit-index-url -o $(LOCKS)/heavy.txt
+	grep -E '^(uv|setuptools)==' constraints.txt | $(COMPILE) - --no-emit-index-url -o $(LOCKS)/tools.txt
 
 # DATA=FOLDER adds the sample data found there to what the demo builds from
 demo: $(VENV)/.done
 	$(VENV)/bin/medloom demo --home $(HOME_DIR) $(if $(DATA),--data $(DATA))
 
 # nnU-Net, MONAI, torchxrayvision and deepbet, without the dependencies that would replace torch
-$(VENV)/.heavy: $(VENV)/.done experts-heavy.txt
-	$(VENV)/bin/uv pip install -q --python $(VENV) --no-deps -r experts-heavy.txt
+$(VENV)/.heavy: $(VENV)/.done $(LOCKS)/heavy.txt
+	$(VENV)/bin/uv pip install -q --python $(VENV) $(LOCKED) -r $(LOCKS)/heavy.txt
 	touch $@
 
 experts-heavy: $(VENV)/.heavy

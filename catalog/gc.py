@@ -13,7 +13,7 @@ last; a manifest goes before its shards.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from catalog.builds import Build, builds
 from catalog.manifest import read_manifest, scan
 from infra import mirror
 from infra.errors import ConfigError
+from infra.lease import LeaseHeld, held, store_of
 from infra.storage import locked, write_bytes
 
 LOCK = ".builds.lock"
@@ -45,6 +46,11 @@ def building(home: Path) -> Iterator[None]:
     """Held by every build: no collection runs meanwhile. One that runs is waited for."""
     with locked(home / LOCK, shared=True, wait_s=3600):
         yield
+
+
+def _alone(home: Path) -> AbstractContextManager[object]:
+    """The lock file speaks for one machine; a bucket may be built from any. Raises LeaseHeld."""
+    return held(store_of(home), "", "medloom gc") if mirror.remote(home) else nullcontext()
 
 
 def collectable(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -> Garbage:
@@ -79,7 +85,7 @@ def collect(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -> Ga
     Raises ConfigError while a build runs; nothing was removed then.
     """
     try:
-        with locked(home / LOCK):
+        with locked(home / LOCK), _alone(home):
             garbage = collectable(home, keep, grace_s)  # in here: a build that just ended may count on old units
             seen = {shard.path for path in garbage.manifests for shard in read_manifest(home, path).shards}
             loose = [path for path in garbage.shards if path not in seen]
@@ -97,6 +103,8 @@ def collect(home: Path, keep: int | None = None, grace_s: float = GRACE_S) -> Ga
             for paths in (garbage.manifests, sorted(seen & set(garbage.shards)), given_up):
                 mirror.discard(home, paths)
             return garbage
+    except LeaseHeld as error:
+        raise ConfigError(f"nothing was removed: {error}") from None
     except TimeoutError:
         raise ConfigError(f"a build of {home} is running; nothing was removed, collect when it has ended") from None
 

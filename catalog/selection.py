@@ -30,8 +30,11 @@ import pyarrow.parquet as pq
 from catalog.catalog import CatalogError, reader
 from catalog.licences import Policy, class_of
 from catalog.schema import LAYERS
+from infra import mirror
 from infra.errors import ConfigError
+from infra.inflight import in_order
 from infra.keys import key
+from infra.storage import file_sha256
 
 ALL = Policy()
 ABOUT = ("labels", "rois", "texts")
@@ -39,7 +42,7 @@ ABOUT = ("labels", "rois", "texts")
 _MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHARDS_ABOUT = """
-SELECT other.layer, other.path FROM shards mine
+SELECT other.layer, other.path, other.sha256 FROM shards mine
 JOIN current_units ingest ON mine.unit = ingest.id
 JOIN current_units unit ON unit.source = ingest.source AND unit.partition = ingest.partition
 JOIN shards other ON other.unit = unit.id
@@ -194,15 +197,24 @@ class Selection:
         self, shards: Iterable[tuple[str, pa.Array]], skip: int = 0, copy: int = 0, pictures: bool = True
     ) -> Iterator[Row]:
         """The samples of these shards, as `rows` gives them."""
-        with reader(self.home, self.snapshot) as con:
+        def left() -> Iterator[tuple[str, pa.Array, int, str]]:
+            passed = skip
             for shard, samples in shards:
-                if skip >= len(samples):
-                    skip -= len(samples)
-                    continue
+                if passed < len(samples):
+                    (known,) = con.execute("SELECT sha256 FROM shards WHERE path = ?", [shard]).fetchone()
+                    yield shard, samples, passed, known
+                passed = max(0, passed - len(samples))
+
+        def opened(one: tuple[str, pa.Array, int, str]) -> tuple[str, pa.Array, int, Path]:
+            shard, samples, passed, known = one
+            return shard, samples, passed, self._file(shard, known)
+
+        with reader(self.home, self.snapshot) as con:
+            for shard, samples, passed, file in in_order(opened, left(), threads=1, ahead=1):
                 about = {layer: self._about(con, shard, layer) for layer in ABOUT}
                 volumes = self._about(con, shard, "volumes") if self.volumes else {}
-                missing = len(samples) - skip
-                for image in self._images(shard, samples, skip, pictures):
+                missing = len(samples) - passed
+                for image in self._images(file, samples, passed, pictures):
                     said = {layer: rows.get(image["sample_id"], []) for layer, rows in about.items()}
                     row = self._row(image, said, copy)
                     (volume,) = volumes.get(image["volume_id"], (None,))
@@ -210,7 +222,6 @@ class Selection:
                     missing -= 1
                 if missing:
                     raise CatalogError(f"{shard} lacks {missing} of the samples picked; `medloom verify` says more")
-                skip = 0
 
     def _row(self, image: Mapping[str, Any], said: Mapping[str, list[dict[str, Any]]], copy: int) -> Row:
         """A row without what the policy does not take. A region found by an expert goes with the image."""
@@ -236,9 +247,9 @@ class Selection:
                     found[f"{layer} under {row['code'] or 'an unknown licence'}"] = row["n"]
         return found
 
-    def _images(self, shard: str, wanted: pa.Array, skip: int, pictures: bool) -> Iterator[dict[str, Any]]:
+    def _images(self, path: Path, wanted: pa.Array, skip: int, pictures: bool) -> Iterator[dict[str, Any]]:
         """Rows of `images` by row group; groups without a wanted sample are not read."""
-        with pq.ParquetFile(self._file(shard)) as file:
+        with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 ids = file.read_row_group(group, columns=["sample_id"])["sample_id"]
                 picked = pc.indices_nonzero(pc.is_in(ids, wanted))
@@ -258,8 +269,8 @@ class Selection:
     def _about(self, con: Any, shard: str, layer: str) -> dict[str, list[dict[str, Any]]]:
         """sample_id -> its rows of a layer, for the partition of a shard of images; of `volumes`, volume_id -> it."""
         schema = LAYERS[layer].schema
-        paths = [path for name, path in con.execute(_SHARDS_ABOUT, [shard]).fetchall() if name == layer]
-        tables = [pq.read_table(self._file(path), schema=schema) for path in paths]
+        named = con.execute(_SHARDS_ABOUT, [shard]).fetchall()
+        tables = [pq.read_table(self._file(path, known), schema=schema) for name, path, known in named if name == layer]
         found: dict[str, list[dict[str, Any]]] = {}
         if tables:
             order = [(name, "ascending") for name in LAYERS[layer].key]
@@ -267,8 +278,11 @@ class Selection:
                 found.setdefault(row[LAYERS[layer].key[0]], []).append(row)
         return found
 
-    def _file(self, shard: str) -> Path:
-        path = self.home / shard
+    def _file(self, shard: str, known: str) -> Path:
+        """A shard on this machine, hashed: libraries that read Parquet trust what they read."""
+        path = mirror.local(self.home / shard, known)
         if not path.is_file():
             raise CatalogError(f"{shard} is gone; build again to make it anew, or `medloom verify` to see what else is")
+        if file_sha256(path) != known:
+            raise CatalogError(f"{shard} is not what its manifest says; `medloom verify` says what else is not")
         return path

@@ -27,6 +27,10 @@ SELECT (SELECT count(*) FROM images) AS samples, (SELECT count(*) FROM rois) AS 
   (SELECT count(*) FROM texts) AS texts, (SELECT count(*) FROM rejects) AS rejects,
   (SELECT sum(cost_usd) FROM texts) AS usd, (SELECT sum(seconds) FROM current_units) AS seconds,
   (SELECT count(*) FROM current_units WHERE quarantined) AS quarantined"""
+_FUNNEL = """
+SELECT stage, sum(partitions)::BIGINT AS partitions, sum(rows_in)::BIGINT AS "rows in", sum(kept)::BIGINT AS kept,
+  sum(dropped)::BIGINT AS dropped, sum(failed)::BIGINT AS failed, sum(quarantined)::BIGINT AS "quarantined partitions"
+FROM funnel GROUP BY 1 ORDER BY stage <> 'ingest', 1"""
 _COST = """
 SELECT u.stage, coalesce(t.model, 'no model') AS model, count(*) AS texts, sum(t.tokens_in)::BIGINT AS "tokens in",
   sum(t.tokens_out)::BIGINT AS "tokens out", round(sum(t.cost_usd), 4) AS USD,
@@ -64,7 +68,8 @@ def artifacts(home: Path, made: Build, address: str = "") -> Iterator[Artifact]:
     """The artifacts of a snapshot; `address` is where the reports of the home are served, "" when they are not."""
     with reader(home, made.number) as con:
         rejects = _rows(con, _REJECTS)
-        yield Artifact("dashboard", "markdown", _dashboard(con, home, made, address), "the build at a glance")
+        board = _dashboard(con, rejects, home, made, address)
+        yield Artifact("dashboard", "markdown", board, "the build at a glance")
         yield Artifact("funnel", "table", _table(_rows(con, "SELECT * FROM funnel")), "what became of every row")
         yield Artifact("rejects", "table", _table(rejects), "what did not make it, and why")
         # the UI shows character references in lists as they stand, and obeys backslashes everywhere
@@ -77,7 +82,7 @@ def artifacts(home: Path, made: Build, address: str = "") -> Iterator[Artifact]:
     yield Artifact("report", "markdown", words, "the report, to be read before the dataset is trusted")
 
 
-def _dashboard(con: Any, home: Path, made: Build, address: str) -> str:
+def _dashboard(con: Any, rejects: Sequence[dict[str, Any]], home: Path, made: Build, address: str) -> str:
     (totals,) = _rows(con, _TOTALS)
     page, review = (_link(home, path, address) for path in (report.path(made), review_sheet.path(made)))
     cost = f", {totals['usd']:,.2f} USD" if totals["usd"] is not None else ""
@@ -86,13 +91,13 @@ def _dashboard(con: Any, home: Path, made: Build, address: str) -> str:
         f"**{totals['samples']:,}** samples · **{totals['regions']:,}** regions · **{totals['texts']:,}** texts · "
         f"**{totals['rejects']:,}** rejects · {totals['seconds'] or 0:,.0f} s of work{cost}.{held} "
         f"[The report]({page}) · [pictures of each expert]({review})",
-        "## Funnel", _markdown(_rows(con, "SELECT * EXCLUDE (balanced) FROM funnel")),
+        "## Funnel, by stage", _markdown(_rows(con, _FUNNEL)), "By source as well: the artifact funnel.",
         "## Cost, by stage and model", _markdown(_rows(con, _COST), "No stage wrote a text."),
         "## Throughput, by stage", _markdown(_rows(con, _THROUGHPUT)),
         "Over all units of the snapshot, also those of earlier builds; units of several workers add up.",
         "## Disagreement of experts", _markdown(_rows(con, _DISAGREEMENT), "No picture was seen by two experts."),
         f"[The worst pictures of each expert]({review})",
-        "## Rejects, by code", _markdown(_rows(con, _REJECTS), "Nothing was rejected.",),
+        "## Rejects, by code", _markdown(rejects, "Nothing was rejected."),
         f"[All rejects and samples of what was kept]({page}#rejects); one item: `medloom locate RECIPE ITEM`",
     ])
 

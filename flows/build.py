@@ -182,8 +182,13 @@ def _do(payload: tuple[Unit, str, float, telemetry.Carried | None], state: Any) 
     return Last(manifest.path) if manifest.quarantined else manifest.path
 
 
-def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
-    """Check the whole and record it. Raises BuildError when a unit failed or a critical expectation does."""
+def commit(
+    plan: Plan, progress: Progress, recipe: Recipe, home: Path, fence: Callable[[], object] = lambda: None
+) -> Build:
+    """Check the whole and record it; `fence` is called last before the record is written, and raises to prevent it.
+
+    Raises BuildError when a unit failed or a critical expectation does.
+    """
     if progress.errors:
         raise BuildError(
             f"{len(progress.errors)} of {progress.todo} units stopped on a bug, so there is no snapshot; what the "
@@ -208,6 +213,7 @@ def commit(plan: Plan, progress: Progress, recipe: Recipe, home: Path) -> Build:
         for page in (report, review_sheet, datacard):
             page.write(home, build, con)
         settle(*(path for path in (home / "manifests").glob("*/*") if path.is_dir()))  # their units moved them there
+        fence()
         build.write(home)
     if broken:
         why = "; ".join(f"{v.layer}: {v.expectation} ({v.detail})" for v in broken)

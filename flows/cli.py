@@ -11,11 +11,17 @@ import typer
 from flows.batches import app as batch_app
 from flows.catalogue import app as catalog_app
 from flows.deidentify import deid
+from flows.deploy import deploy, worker
+from flows.doctor import doctor
 from flows.options import Changes, Home, RecipeName, RunnerName
+from flows.sbom import sbom
 from flows.show import show
+from flows.simulate import simulate_command
 from flows.weights import app as weights_app
+from infra import redact
 from infra.errors import MedloomError
 from infra.settings import be_quiet
+from infra.telemetry import logs
 
 app = typer.Typer(
     name="medloom", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -72,7 +78,7 @@ def funnel(home: Home, format: Annotated[str, typer.Option(help="table, json or 
 @app.command()
 def export(
     home: Home,
-    out: Annotated[Path, typer.Option(help="Folder to write to; it must not exist or be empty.")],
+    out: Annotated[str, typer.Option(help="Folder or s3://BUCKET/PREFIX to write to; nothing may be there yet.")],
     where: Annotated[str, typer.Option(help="SQL condition over images, such as \"modality = 'CT'\".")] = "true",
     format: Annotated[str, typer.Option("--format", help="An exporter; `medloom plugins` lists them.")] = "webdataset",
     at: Annotated[int | None, typer.Option(help="Snapshot to export; default: the newest.")] = None,
@@ -86,7 +92,8 @@ def export(
     """Write the rows that a condition picks in a training format."""
     from flows.export import run_export
 
-    typer.echo(run_export(home, where, format, out, at, option, licences=licences, pixels=pixels, mixture=mixture))
+    target = out if out.startswith("s3://") else Path(out)
+    typer.echo(run_export(home, where, format, target, at, option, licences=licences, pixels=pixels, mixture=mixture))
 
 
 @app.command()
@@ -188,6 +195,9 @@ def serve(
 
 
 app.command("deid")(deid)
+for command in (deploy, worker, doctor, sbom):
+    app.command()(command)
+app.command("simulate")(simulate_command)
 
 
 @app.command()
@@ -206,7 +216,9 @@ def main() -> None:
     """Entry point: errors of ours are one message and exit code 2, never a traceback."""
     be_quiet()
     try:
-        app()
+        logs.set_up()
+        with redact.leaving():
+            app()
     except MedloomError as error:
         typer.echo(f"medloom: {error}", err=True)
         sys.exit(2)

@@ -34,7 +34,9 @@ from flows.deploy import refuse_secrets
 from flows.plan import Chain
 from flows.recipe import Recipe, find_recipe, load_recipe
 from flows.server import served
+from infra import redact, telemetry
 from infra.errors import MedloomError
+from infra.lease import Lease, held, store_of
 from infra.mirror import home_of
 from infra.runner import Runner, open_runner
 
@@ -42,7 +44,9 @@ T = TypeVar("T")
 
 TELL_S = 1.0
 """Seconds between two requests that move the progress bar, at the least."""
-RUNNERS = {"anyOf": [{"enum": ["ray", "inline", "auto"]}, {"pattern": "^ray://.+"}]}
+RUNNERS = {"anyOf": [
+    {"title": "by name", "enum": ["ray", "inline", "auto"]}, {"title": "by address", "pattern": "^ray://.+"},
+]}
 """The choices that the form of the UI offers."""
 MOST_LIMITS = 200
 """Limits that Prefect tells of at once."""
@@ -73,16 +77,26 @@ def build(
         changes: Changes to the recipe, such as stages.caption.captioner=llm.
         retry_failed: Try items again whose failure may pass.
     """
-    log, root = get_run_logger(), home_of(home)
+    with redact.leaving():  # before Prefect writes it down
+        return _run(recipe, home_of(home), runner, changes, retry_failed)
+
+
+def _run(recipe: str, root: Path, runner: str, changes: Sequence[str], retry_failed: bool) -> str | State[Any]:
+    log = get_run_logger()
     refuse_secrets(changes)
     steps = load_recipe(find_recipe(recipe), changes)
     for why in steps.left_out:
         log.warning("source left out: %s", why)
-    with building(root):
-        return _built(steps, root, runner, retry_failed)
+    private = [source.name for source in steps.sources if source.identifiers == "private"]
+    run = f"flow run {runtime.flow_run.name}"
+    with (
+        held(store_of(root), steps.name, run) as lease, building(root),
+        telemetry.build(root, steps.name, private, steps),
+    ):
+        return _built(steps, root, runner, retry_failed, lease)
 
 
-def _built(steps: Recipe, root: Path, runner: str, retry_failed: bool) -> str | State[Any]:
+def _built(steps: Recipe, root: Path, runner: str, retry_failed: bool, lease: Lease) -> str | State[Any]:
     log = get_run_logger()
     plan = _task("plan", "plan", partial(work.prepare, steps, root, retry_failed))
     if same := work.up_to_date(plan, root):
@@ -91,7 +105,7 @@ def _built(steps: Recipe, root: Path, runner: str, retry_failed: bool) -> str | 
     progress = work.Progress(plan.todo)
     with get_client(sync_client=True) as client:
         try:
-            tell = _Teller(client, progress)
+            tell = _Teller(client, progress, lease)
             with _limited(client, steps), _opened(runner) as running:
                 groups = work.groups(plan)
                 run = work.Run(groups, steps, root, running, progress, tell)
@@ -100,7 +114,7 @@ def _built(steps: Recipe, root: Path, runner: str, retry_failed: bool) -> str | 
                         _task("partitions", _group_name(group), partial(_finish, run, index))
                     except work.BuildError as error:
                         log.error("%s", error)  # the other groups still run; the commit will refuse
-            made = _task("commit", "check and commit", partial(work.commit, plan, progress, steps, root))
+            made = _task("commit", "check and commit", partial(work.commit, plan, progress, steps, root, lease.fence))
         except CancelledRun:
             return Cancelled(message=f"cancelled after {progress.done} of {progress.todo} units")
         except MedloomError as error:
@@ -122,7 +136,8 @@ def _task(name: str, run_name: str, call: Callable[[], T]) -> T:
     @task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)
     def body() -> State[Any] | None:
         try:
-            result.append(call())
+            with redact.leaving():
+                result.append(call())
         except CancelledRun as error:
             return Cancelled(message=str(error))
         return None
@@ -189,17 +204,20 @@ def _asks(params: Any) -> bool:
 class _Teller:
     """Moves the progress artifact, and stops a run that was cancelled in the UI and that no `medloom serve` stops."""
 
-    def __init__(self, client: SyncPrefectClient, progress: work.Progress) -> None:
-        self._client, self._next = client, 0.0
+    def __init__(self, client: SyncPrefectClient, progress: work.Progress, lease: Lease) -> None:
+        self._client, self._next, self._share, self._lease = client, 0.0, -1.0, lease
         share = 0.0 if progress.todo else 100.0
         self._bar = _show(client, "progress", "progress", share, f"0 of {progress.todo} units")
 
     def __call__(self, progress: work.Progress) -> None:
         watch(progress)
+        self._lease.check()
         if time.monotonic() < self._next and progress.done < progress.todo:
             return
         share, words = 100 * progress.done / progress.todo, f"{progress.done} of {progress.todo} units"
-        self._client.update_artifact(self._bar, ArtifactUpdate(data=round(share, 1), description=words))
+        if round(share, 1) != self._share:  # each move is an event, 3.5 KB in the database
+            self._share = round(share, 1)
+            self._client.update_artifact(self._bar, ArtifactUpdate(data=self._share, description=words))
         state = self._client.read_flow_run(UUID(runtime.flow_run.id)).state
         if state and state.is_cancelling():
             raise CancelledRun(f"cancelled after {words}")

@@ -18,6 +18,7 @@ from flows.build import prepare, up_to_date
 from flows.recipe import find_recipe, load_recipe
 from flows.server import answers, portable, served, server
 from infra.errors import ConfigError, MedloomError
+from infra.lease import refuse, store_of
 from infra.mirror import address_of
 
 
@@ -26,6 +27,7 @@ def run_build(recipe: str, home: Path, runner: str, changes: Sequence[str], retr
     loaded = load_recipe(find_recipe(recipe), changes)
     for why in loaded.left_out:
         print(f"source left out: {why}", file=sys.stderr)
+    refuse(store_of(home))  # before anything is started
     if same := up_to_date(prepare(loaded, home, retry_failed), home):
         return f"nothing to do: snapshot {same.number} is what the recipe describes"
     use_prefect(home)

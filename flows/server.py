@@ -199,6 +199,9 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":  # the server process: Prefect's own command line
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    from infra.telemetry import logs
+
+    logs.set_up()
     from prefect.cli import app
 
     app()

@@ -34,7 +34,7 @@ from transforms.curation.dataset import WholeStage
 from transforms.stage import Resources
 
 SAMPLE_IMAGES = 2_500_000
-"""What doubling a resource brings is asked of about so many images, on their share of the nodes: a ratio needs no more."""
+"""What doubling a resource brings is asked of about so many images, on their share of the nodes."""
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,4 @@ def main(recipe: Path, home: Path, runner: str) -> None:
 
 
 if __name__ == "__main__":
-    from transforms import unit as units
-
-    if not hasattr(units, "attempts"):  # until run_unit keeps the record itself
-        original = work._do
-
-        def recorded_do(payload: Any, state: Any) -> Any:
-            from infra.attempts import recorded
-            from infra.mirror import home_of
-
-            with recorded(home_of(payload[1]), f"{payload[0].key}.{payload[0].attempt}"):
-                return original(payload, state)
-
-        work._do = recorded_do
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -22,7 +22,7 @@ from catalog import shards
 from catalog.items import Partition
 from catalog.manifest import Entry, Manifest, find, latest, scan
 from catalog.schema import LAYERS, VERSION
-from infra import redact, telemetry
+from infra import attempts, redact, telemetry
 from infra.inflight import in_order
 from infra.keys import key
 from infra.settings import be_quiet
@@ -233,6 +233,7 @@ def run_unit(unit: Unit, home: Path, max_failed: float, state: Any) -> Manifest:
     name = f"{partition.name}-{unit.key}" + (f".{unit.attempt}" if unit.attempt else "")
     books = _Books(unit, home)
     with telemetry.unit(unit.stage, partition.source, partition.name), ExitStack() as stack:
+        stack.enter_context(attempts.recorded(home, name))
         writers = {
             layer: stack.enter_context(shards.ShardWriter(home, layer, partition.source, name))
             for layer in (*unit.writes, "rejects")

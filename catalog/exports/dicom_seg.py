@@ -123,7 +123,7 @@ def write(rows: Iterable[Row], out: Path, params: RegionParams) -> Counts:
 
 def _name(volume: str) -> str:
     """A volume's id, or a hash of it where an id from elsewhere could be a path."""
-    return volume if volume.isalnum() and len(volume) <= 64 else key("name", volume)
+    return volume if volume.isascii() and volume.isalnum() and len(volume) <= 64 else key("name", volume)
 
 
 def _scans(rows: Iterable[Row], params: RegionParams, counts: Counts) -> Iterator[_Scan]:

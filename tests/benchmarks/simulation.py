@@ -93,8 +93,17 @@ def main(images: int = 400) -> dict[str, tuple[float, float, float]]:
             measured = time.monotonic() - began
         assert progress.errors == [], progress.errors[0]
         took = {e.key: e.read(root / "home").seconds for c in work.prepare(steps, root / "home").chains for e in c.done}
-        real = [[Step(u.stage, sleep, Cost(u.stage, took[u.key])) for u in chain.todo] for chain in plan.chains]
-        found["build"] = (measured, foretold(real, OVERHEAD), foretold(real, OVERHEAD) / measured)
+        real = [
+            [
+                Step(u.stage, sleep, Cost(u.stage, took[u.key]), *(
+                    (u.stage, opened) if getattr(u.work, "open", None) else ()
+                ))
+                for u in chain.todo
+            ]
+            for chain in plan.chains
+        ]
+        found["build"] = (measured, foretold(real, OVERHEAD, load), foretold(real, OVERHEAD, load) / measured)
+        print(f"a fresh worker: {load:.1f} s; {len(took)} units, {sum(took.values()):.1f} s by their manifests")
     for name, (measured, said, ratio) in found.items():
         print(f"{name:<10} measured {measured:7.1f} s, simulated {said:7.1f} s, ratio {ratio:.2f}")
     return found

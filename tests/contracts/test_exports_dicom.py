@@ -386,5 +386,18 @@ def test_an_interrupted_export_goes_on_with_the_same_bytes(many: tuple[Path, Any
     assert files(tmp_path / "out") == files(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("volume", ["../../escape", "/etc/x", "a.b", "", "\u00e9" * 80])
+def test_no_volume_leads_out_of_the_folder(many: tuple[Path, Any], tmp_path: Path, volume: str) -> None:
+    rows = [
+        replace(row, image={**row.image, "volume_id": volume}, volume={**row.volume, "volume_id": volume})
+        for row in Selection(many[0], "view = 'axial'", volumes=True).rows()
+        if row.volume and row.volume["series_uid"] == "1.2.2.0"
+    ]
+    (tmp_path / "out").mkdir()
+    assert dicom_seg.write(rows, tmp_path / "out", dicom_seg.Params()).written == 5
+    (made,) = (path for path in files(tmp_path) if path.endswith(".dcm"))
+    assert len(Path(made).parts) == 3 and made.startswith("out/seg/") and made.isascii()
+
+
 def test_planes_are_those_that_volumes_are_cut_in() -> None:
     assert placing.PLANES == volumes.PLANES

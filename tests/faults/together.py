@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from catalog.builds import last_snapshot
@@ -17,20 +18,21 @@ from catalog.gc import building, collect
 from flows.build import Progress, commit, prepare, run_chains, up_to_date
 from flows.recipe import load_recipe
 from infra.errors import ConfigError
+from infra.lease import LeaseHeld, held, store_of
 from infra.runner import open_runner
 
 
 def build(home: Path, recipe: str, change: str) -> None:
     """As the flow does, without Prefect: plan, run, commit, under the lock that builds share."""
     loaded = load_recipe(Path(recipe), [change])
-    with building(home):
+    with suppress(LeaseHeld), building(home), held(store_of(home), loaded.name, change) as lease:
         plan = prepare(loaded, home, False)
         if up_to_date(plan, home):
             return
         progress = Progress(plan.todo)
         with open_runner("inline") as runner:
-            run_chains(plan.chains, loaded, home, runner, progress)
-        commit(plan, progress, loaded, home)
+            run_chains(plan.chains, loaded, home, runner, progress, lambda _: lease.check())
+        commit(plan, progress, loaded, home, lease.fence)
 
 
 def read(home: Path) -> None:

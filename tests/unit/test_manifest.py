@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from catalog.manifest import Entry, Manifest, Shard, find, latest, read_manifest, scan
 from infra.errors import ConfigError
