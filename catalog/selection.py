@@ -176,6 +176,13 @@ class Selection:
         return sum(len(samples) for samples in self.shards["samples"])
 
     @property
+    def bytes(self) -> int:
+        """About how much the pictures take: their share of their shards."""
+        sql = ("SELECT sum(s.bytes * t.n / s.rows) AS bytes FROM (SELECT shard, count(*) AS n FROM taken GROUP BY 1) t "
+               "JOIN shards s ON s.path = t.shard")
+        return int(self.ask(sql).to_pylist()[0]["bytes"] or 0)
+
+    @property
     def sha256(self) -> str:
         """SHA-256 of the sample ids, sorted, a line feed after each."""
         digest = hashlib.sha256()

@@ -6,6 +6,7 @@ unit has a manifest and no critical expectation fails; whatever stops a build, w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from flows.knowledge import ensure_knowledge
 from flows.plan import Chain, Plan, make_plan
 from flows.recipe import Recipe
 from infra import mirror, telemetry
-from infra.disk import watched
+from infra.disk import room, watched
 from infra.errors import ConfigError, MedloomError
 from infra.runner import Done, Last, Runner, Step
 from infra.storage import settle, sweep
@@ -78,7 +79,20 @@ def prepare(recipe: Recipe, home: Path, retry_failed: bool = False) -> Plan:
         if last and last.number not in catalog.published(home):
             catalog.refresh(home)  # a build was killed between its record and its publication
         ensure_knowledge(recipe, home)
-        return make_plan(recipe, home, retry_failed)
+        plan = make_plan(recipe, home, retry_failed)
+    room(home, _expected_bytes(plan, home), "this build")
+    return plan
+
+
+def _expected_bytes(plan: Plan, home: Path) -> int:
+    """What the units to do will write, as those of their stages on record did; of new stages nothing is known."""
+    todo = Counter(unit.stage for chain in plan.chains for unit in chain.todo)
+    if not todo or not catalog.published(home):
+        return 0
+    sql = """SELECT u.stage, sum(s.bytes) / count(DISTINCT u.id) AS mean
+    FROM units u JOIN shards s ON s.unit = u.id GROUP BY 1"""
+    means = {row["stage"]: row["mean"] for row in catalog.query(home, sql).to_pylist()}
+    return int(sum(count * means.get(stage, 0) for stage, count in todo.items()))
 
 
 def up_to_date(plan: Plan, home: Path) -> Build | None:

@@ -14,7 +14,9 @@ from flows.deidentify import deid
 from flows.deploy import deploy, worker
 from flows.doctor import doctor
 from flows.options import Changes, Home, RecipeName, RunnerName
+from flows.reports import reports
 from flows.sbom import sbom
+from flows.server import run_server
 from flows.show import show
 from flows.simulate import simulate_command
 from flows.weights import app as weights_app
@@ -195,8 +197,9 @@ def serve(
 
 
 app.command("deid")(deid)
-for command in (deploy, worker, doctor, sbom):
+for command in (deploy, worker, reports, doctor, sbom):
     app.command()(command)
+app.command("server")(run_server)
 app.command("simulate")(simulate_command)
 
 

@@ -40,7 +40,7 @@ from catalog.licences import Policy
 from catalog.selection import Row, Selection
 from flows.recipe import checked
 from flows.sending import export_to
-from infra.disk import watched
+from infra.disk import room, watched
 from infra.errors import ConfigError
 from infra.keys import sha256
 from infra.plugins import load
@@ -85,6 +85,7 @@ def run_export(
         if _is_of(out, request):
             return f"written before to {out}"
         shutil.rmtree(out)
+    room(out, 0 if shown is None else base.bytes, "this export")
     with watched(out, "the export"), _draft_of(out, request, exporter) as draft:
         before = progress.before(draft)
         wanted = len(shown) if shown is not None else 0

@@ -23,8 +23,6 @@ from pathlib import Path
 
 from infra.errors import MedloomError
 
-RESERVE = 64 << 20
-"""Bytes that are left free beside what is asked for: the index, its log and the report grow meanwhile."""
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _NEXT = "free some room there (`medloom catalog gc` says what it could give back), or name a larger disk"
 
@@ -57,12 +55,11 @@ class Free:
 def room(path: Path, bytes: int, what: str, files: int = 0) -> None:
     """Raise DiskFull, before anything is written, unless the disk under `path` has so many bytes and files to spare."""
     free = Free.at(path)
-    short = free.bytes < bytes + RESERVE or (free.files is not None and free.files < files)
+    short = free.bytes < bytes or (free.files is not None and free.files < files)
     if short:
         needs = f"{_amount(bytes)}" + (f" in {files} files" if files else "")
         raise DiskFull(
-            f"{what} needs about {needs} in {path}, {free} are free (and {_amount(RESERVE)} stay so); nothing was "
-            f"written: {_NEXT}"
+            f"{what} needs about {needs} in {path}, {free} are free; nothing was written: {_NEXT}"
         )
 
 

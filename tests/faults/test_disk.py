@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 from collections import Counter
@@ -29,7 +30,7 @@ from catalog.verify import manifests, problems
 from flows import build as work
 from flows.export import run_export
 from flows.recipe import load_recipe
-from infra.disk import RESERVE, DiskFull, Free, reason, room, watched
+from infra.disk import DiskFull, Free, reason, room, watched
 from infra.fileindex import FileIndex
 from infra.llmcache import RequestCache
 from infra.runner import InlineRunner
@@ -202,7 +203,10 @@ def test_a_build_goes_on_when_there_are_files_to_be_had_again(
     assert data(home) == data(calm)
 
 
-def test_an_export_is_whole_or_absent_on_a_full_disk(mount: Callable[[str], Disk], calm: Path, tmp_path: Path) -> None:
+def test_an_export_is_whole_or_absent_on_a_full_disk(
+    mount: Callable[[str], Disk], calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.export.room", lambda *_: None)  # as when others fill the disk meanwhile
     disk = mount("size=4m")
     out = disk.root / "out"
     disk.fill()
@@ -261,13 +265,27 @@ def test_the_index_of_files_says_that_the_disk_is_full(mount: Callable[[str], Di
 
 
 def test_room_is_asked_for_before_anything_is_written(mount: Callable[[str], Disk]) -> None:
-    disk = mount("size=100m,nr_inodes=50")
+    disk = mount("size=50m,nr_inodes=50")
     room(disk.root / "not" / "made" / "yet", 1 << 20, "this build")
-    with pytest.raises(DiskFull, match=r"this export needs about 52\.4 MB in .*, 104\.\d MB and 4\d files are free"):
-        room(disk.root, 50 << 20, "this export")
+    with pytest.raises(DiskFull, match=r"this export needs about 62\.9 MB in .*, 52\.\d MB and 4\d files are free"):
+        room(disk.root, 60 << 20, "this export")
     with pytest.raises(DiskFull, match="in 60 files"):
         room(disk.root, 0, "this export", files=60)
-    assert RESERVE == 64 << 20 and not (disk.root / "not").exists()
+    assert not (disk.root / "not").exists()
+
+
+def test_a_build_or_export_that_cannot_fit_is_not_begun(
+    mount: Callable[[str], Disk], calm: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = mount("size=40k")
+    with pytest.raises(DiskFull, match=r"this export needs about .* nothing was written"):
+        run_export(calm, "true", "webdataset", disk.root / "out", None, [], licences="all")
+    assert list(disk.root.iterdir()) == []
+    home = shutil.copytree(calm, tmp_path / "home")
+    shutil.rmtree(home / "manifests")
+    monkeypatch.setattr(Free, "at", classmethod(lambda cls, path: Free(1 << 10, None)))
+    with pytest.raises(DiskFull, match=r"this build needs about .* nothing was written"):
+        work.prepare(load_recipe(recipe), home)
 
 
 def test_only_a_full_disk_is_a_full_disk(tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ def test_a_secret_block_is_in_the_environment_of_the_run_and_nowhere_else(deploy
 def test_the_dashboard_says_what_the_build_did(deployed: Server) -> None:
     completed = deployed.runs(state_type="COMPLETED")[0]["id"]
     board = deployed.artifacts(completed)["dashboard"]["data"]
-    for title in ("Funnel, by stage", "Cost, by stage and model", "Throughput, by stage", "Disagreement of experts", "Rejects"):
+    titles = ("Funnel", "Cost, by stage and model", "Throughput, by stage", "Disagreement of experts", "Rejects")
+    for title in titles:
         assert f"## {title}" in board
     assert board.startswith("**2** samples · ") and "/000001/index.html#rejects" in board
     assert "| caption | 1 | 2 |" in board
