@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,7 +57,7 @@ class Remote:
     bucket: Bucket
 
     def key(self, path: Path) -> str:
-        return path.absolute().relative_to(self.home).as_posix()
+        return Path(os.path.abspath(path)).relative_to(self.home).as_posix()
 
 
 def home_of(address: str | Path) -> Path:
@@ -73,6 +74,7 @@ def home_of(address: str | Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     if not (home / NOTE).exists():
         (home / NOTE).write_text(json.dumps({"address": text}))
+    _roots.update(dict.fromkeys(_homes(os.environ.get("MEDLOOM_WORK"))))
     return home
 
 
@@ -89,17 +91,30 @@ def work() -> Path:
 
 def remote(path: Path) -> Remote | None:
     """The store behind a home or a file of it; None for a home that is a folder and no more."""
-    path = path.absolute()
-    for folder in (path, *path.parents):
-        if folder in _known:
-            return Remote(folder, _known[folder])
-        try:
-            address = json.loads((folder / NOTE).read_text())["address"]
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        _known[folder] = Bucket.at(address, anonymous=False, in_flight=THREADS)
-        return Remote(folder, _known[folder])
+    text = os.path.abspath(path)
+    _roots.update(dict.fromkeys(_homes(os.environ.get("MEDLOOM_WORK"))))
+    for root in _roots:
+        if text.startswith(root):
+            home = Path(root, text[len(root) :].partition(os.sep)[0])
+            if home not in _known:
+                try:
+                    address = json.loads((home / NOTE).read_text())["address"]
+                except FileNotFoundError:
+                    return None
+                _known[home] = Bucket.at(address, anonymous=False, in_flight=THREADS)
+            return Remote(home, _known[home])
     return None
+
+
+_roots: dict[str, None] = {}
+"""What paths of working copies have begun with in this process."""
+
+
+@cache
+def _homes(_: str | None) -> tuple[str, ...]:
+    """What the paths of working copies begin with, as they are named and as they lie."""
+    homes = work() / "homes"
+    return f"{homes}{os.sep}", f"{homes.resolve()}{os.sep}"
 
 
 def send(draft: Path, path: Path) -> None:

@@ -111,7 +111,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Ser
         yield made, Server(api, links, root, root / "recipe.yaml", prefect, AUTH)
 
 
-def test_a_deployment_of_the_stack_makes_a_snapshot_in_the_bucket(stack: tuple[Stack, Server]) -> None:
+def test_a_deployment_of_the_stack_makes_a_snapshot_in_the_bucket(
+    stack: tuple[Stack, Server], tmp_path: Path
+) -> None:
     made, server = stack
     environment = made.environment("worker")
     bucket = [sys.executable, "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='medloom')"]
@@ -124,7 +126,8 @@ def test_a_deployment_of_the_stack_makes_a_snapshot_in_the_bucket(stack: tuple[S
     assert server.ended(run, 150) == ("COMPLETED", ""), server.log(run)
 
     words = ["sql", "SELECT count(*) AS n, count(caption) AS captions FROM samples", "--format", "csv"]
-    asked = medloom(*words, **environment)
+    elsewhere = environment | {"MEDLOOM_WORK": str(tmp_path / "another machine's")}
+    asked = medloom(*words, **elsewhere)
     assert asked.stdout.split() == ["n,captions", "3,3"], asked.stderr
     held = s3server.Server(environment["AWS_ENDPOINT_URL_S3"]).client.list_objects_v2(Bucket="medloom")["Contents"]
     assert {"dataset/builds/000001.json", "dataset/catalog.ro.duckdb"} <= {found["Key"] for found in held}
