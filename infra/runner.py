@@ -101,10 +101,22 @@ class RayRunner:
         _on_loopback(True)
         import ray
 
-        ray.init(
-            address="local", num_cpus=self._cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level=logging.WARNING,
-        )
+        for again in (True, False):
+            try:
+                ray.init(
+                    address="local", num_cpus=self._cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
+                    object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level=logging.WARNING,
+                )
+                return
+            except Exception as error:
+                ray.shutdown()
+                if type(error) is not Exception:  # Ray raises no less than that when its parts are slow to start
+                    raise
+                if not again:
+                    raise RunnerLost(
+                        f"Ray did not start on this machine ({error}); if it is busy, start the same command again, or "
+                        "name --runner inline"
+                    ) from None
 
     def _join(self, address: str) -> None:
         if address.startswith("ray://") and find_spec("grpc") is None:
