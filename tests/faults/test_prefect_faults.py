@@ -49,6 +49,7 @@ def engine(run: str) -> int:
     return min(found, default=0)
 
 
+@pytest.mark.long
 def test_a_dead_run_is_marked_and_the_next_one_goes_ahead(server: Server, tmp_path: Path) -> None:
     log = server.recipe.parent / "worker.log"
     with working(server, log) as worker:

@@ -5,7 +5,7 @@ Where each case is tested (the numbers are those of the list of faults that medl
     45  processes killed, power lost      test_kill.py, test_soak.py, here (synced before it is named)
     46  an item that kills its worker     test_runner_kills.py, tests/unit/test_attempts.py
     47  disk full, no inodes              test_disk.py
-    48  S3 fails, stutters, lies          test_storage.py, tests/unit/test_s3.py, tests/flows/test_bucket_home.py
+    48  S3 fails, stutters, lies          test_bucket_faults.py, tests/unit/test_s3.py, tests/flows/test_bucket_home.py
     49  two runs at once                  test_leases.py, test_prefect_faults.py, test_together.py
     50  catalog locked or damaged         here
     51  clocks                            here, test_leases.py
