@@ -40,11 +40,16 @@ class CatalogError(MedloomError):
     """The catalog cannot answer; the message says what to do."""
 
 
+QUIET: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
+}
+"""Of every connection: nothing is fetched that nobody asked for."""
+
+
 def settings() -> dict[str, str | bool | int | float | list[str]]:
     """Of a connection that answers questions."""
     return {
-        "memory_limit": os.environ.get("MEDLOOM_SQL_MEMORY", "4GB"), "temp_directory": "",
-        "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
+        **QUIET, "memory_limit": os.environ.get("MEDLOOM_SQL_MEMORY", "4GB"), "temp_directory": "",
     }
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from catalog import segments
-from catalog.fence import CatalogError, close_off, settings
+from catalog.fence import QUIET, CatalogError, close_off, settings
 from catalog.views import FORMAT
 from infra import disk, mirror
 from infra.errors import ConfigError
@@ -140,7 +140,7 @@ def _connected(path: Path) -> Any:
     until = time.monotonic() + HELD_WAIT_S
     while True:
         try:
-            return duckdb.connect(str(path), config=_QUIET)
+            return duckdb.connect(str(path), config=QUIET)
         except duckdb.Error as error:
             if disk.reason(error):
                 raise
@@ -152,11 +152,6 @@ def _connected(path: Path) -> Any:
                     f"again, nothing is lost: {error}"
                 ) from None
             time.sleep(0.1)
-
-
-_QUIET: dict[str, str | bool | int | float | list[str]] = {
-    "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
-}
 
 
 @contextmanager

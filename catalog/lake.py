@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.fence import CatalogError, settings
+from catalog.fence import QUIET, CatalogError, settings
 from catalog.index import LOCK_WAIT_S, REBUILD, alone
 from catalog.segments import quoted
 from catalog.views import FORMAT, TABLES, drop_all, make_tables, make_views
@@ -48,9 +48,6 @@ GRACE = "INTERVAL '1 day'"
 LOCK_NUMBER = 0x6D65646C6F6F6D
 """Of the advisory lock, in the database that the address names."""
 
-_QUIET: dict[str, str | bool | int | float | list[str]] = {
-    "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
-}
 _FILES = """SELECT t.table_name AS name, s.path || t.path || f.path AS path, s.path || t.path || d.path AS deleted,
   s.path_is_relative AND t.path_is_relative AND f.path_is_relative AND coalesce(d.path_is_relative, true) AS ours
 FROM ducklake_data_file f JOIN ducklake_table t ON t.table_id = f.table_id
@@ -146,7 +143,7 @@ class Lake:
         if self.file is not None:
             if not self._published.exists():
                 return ()
-            with duckdb.connect(config=_QUIET) as con:
+            with duckdb.connect(config=QUIET) as con:
                 self._attach(con, f"ATTACH '{quoted(self._published)}' AS meta (READ_ONLY)")
                 return con.execute(f"USE meta; {_FILES}").fetchall()
         with _loaded("postgres_scanner") as con:
@@ -314,7 +311,7 @@ def _loaded(*extensions: str) -> Iterator[Any]:
     try:
         root = kept.pop()
     except IndexError:
-        root = duckdb.connect(config=_QUIET)
+        root = duckdb.connect(config=QUIET)
         for name in extensions:
             root.execute(f"LOAD '{quoted(_packaged(name))}'")
     yield root.cursor()

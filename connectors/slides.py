@@ -16,7 +16,6 @@ white. Tissue is what has colour (saturation in HSV), looked for on the coarsest
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from connectors.images.table import TableColumns
 from connectors.images.tree import Tree
 from infra.errors import ConfigError, Dropped, ItemError, Terminal, Transient
 from infra.fileindex import FileIndex
-from infra.storage import resolve
+from infra.storage import file_sha256, resolve
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
@@ -125,8 +124,7 @@ def _companions(tree: Tree, slide: str) -> list[str]:
 
 def _unchanged(path: Path, name: str, expected: str) -> None:
     try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
     except OSError as error:
         raise Transient("FILE_UNREADABLE", f"{name}: {error.strerror}; make it readable and run again") from error
     if found != expected:

@@ -20,7 +20,6 @@ the rest, `pixels: none` pointers only.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -44,7 +43,7 @@ from infra.disk import room, watched
 from infra.errors import ConfigError
 from infra.keys import sha256
 from infra.plugins import load
-from infra.storage import walk
+from infra.storage import file_sha256, walk
 
 REQUEST = ".request.json"
 PIXELS = ("all", "open", "none")
@@ -232,5 +231,4 @@ def _shown(taken: Selection | Mixed, skip: int) -> Iterator[Row]:
 
 def _checksums(folder: Path) -> Iterator[str]:
     for path in walk(folder):
-        with open(path, "rb") as file:
-            yield f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n"
+        yield f"{file_sha256(path)}  {path.relative_to(folder)}\n"

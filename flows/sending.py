@@ -22,7 +22,7 @@ from pathlib import Path
 from infra.errors import ConfigError, MedloomError, Transient
 from infra.keys import key
 from infra.s3 import Bucket
-from infra.storage import locked
+from infra.storage import file_sha256, locked
 
 MANIFEST, CHECKSUMS = "manifest.json", "CHECKSUMS"
 AT_ONCE = 8
@@ -94,11 +94,10 @@ def send(folder: Path, bucket: Bucket, pause_s: float = 1.0) -> Sent:
 def _send(path: Path, bucket: Bucket, name: str, digest: str, pause_s: float) -> tuple[int, int]:
     """(bytes, 1 when it was there already) of a file."""
     size = path.stat().st_size
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise DamagedExport(
-                f"{path} is not what {CHECKSUMS} says; check the disk, remove {path.parents[0]} and export again"
-            )
+    if file_sha256(path) != digest:
+        raise DamagedExport(
+            f"{path} is not what {CHECKSUMS} says; check the disk, remove {path.parents[0]} and export again"
+        )
     there = bucket.head(name)
     if there is not None and (there.size, there.sha256) == (size, digest):
         return size, 1

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from infra.storage import file_sha256
+
 JSON = Any
 """What `json` can write: None, bool, int, float, str, list, dict with string keys."""
 
@@ -65,7 +67,7 @@ class FileIndex:
 
     def sha256(self, path: Path) -> str:
         """SHA-256 of the file's bytes, in hex; the file is read in pieces. Raises OSError."""
-        return str(self.ask(path, "sha256", _sha256))
+        return str(self.ask(path, "sha256", file_sha256))
 
     def probe(self, path: Path, name: str, fn: Callable[[bytes], JSON]) -> JSON:
         """What `fn` says about the file's bytes. Change `name` when the answer of `fn` changes. Raises OSError."""
@@ -166,8 +168,3 @@ def _stamp(path: Path) -> Stamp:
     found = path.stat()
     # inode numbers of some network file systems use all 64 bits; SQLite's integers are signed
     return found.st_size, found.st_mtime_ns, found.st_ino & 0x7FFF_FFFF_FFFF_FFFF
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

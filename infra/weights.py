@@ -24,7 +24,7 @@ import yaml
 from infra.errors import ConfigError
 from infra.keys import canonical, sha256
 from infra.plugins import nearest
-from infra.storage import draft_of, publish, walk
+from infra.storage import draft_of, file_sha256, publish, walk
 
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
@@ -166,8 +166,7 @@ def _problem(path: Path, file: File) -> str | None:
 @cache
 def _hash(path: Path, size: int, changed: int) -> str:
     """SHA-256 of a file, read again only when it changed."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _lying(folder: Path, sizes: set[int]) -> dict[str, Path]:

@@ -16,7 +16,6 @@ What is still unmapped, most frequent first:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.keys import key
-from infra.storage import resolve
+from infra.storage import file_sha256, resolve
 from transforms.facts import ADMINISTRATIVE, HARMONISED
 from transforms.stage import Context, Rows, SampleRows, Stage, each_sample
 from transforms.terms.classification import descriptions
@@ -60,7 +59,7 @@ def make_stage(params: Params, context: Context) -> Stage:
     identities = {f"{n}:{Path(place).name}": _identity(place) for n, place in enumerate(asked)}
     return each_sample(
         NAME, VERSION, reads=("images", "labels", "rois"), writes=("labels", "checks"), row=_rows, params=params,
-        ingredients={"bundled": _sha256(BUNDLED), **identities}, pixels=False,
+        ingredients={"bundled": file_sha256(BUNDLED), **identities}, pixels=False,
         open=partial(open_lookup, params.map, params.ontologies),
     )
 
@@ -81,12 +80,7 @@ def _ontology(name: str) -> Names:
 def _identity(place: str) -> str:
     if place == "icd10cm":
         return key(list(map(list, descriptions())))
-    return _sha256(resolve(HPO if place == "hpo" else place))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(resolve(HPO if place == "hpo" else place))
 
 
 def _rows(sample: SampleRows, lookup: Lookup) -> Rows:

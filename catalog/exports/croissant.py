@@ -10,7 +10,6 @@ annotated, when, what the biases are) is not made up: those fields are absent.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from catalog.exports import Counts, huggingface
 from catalog.licences import CLASSES
 from catalog.schema import LAYERS
 from catalog.selection import Row
-from infra.storage import write_bytes
+from infra.storage import file_sha256, write_bytes
 
 NAME = "croissant"
 REQUIRES: dict[str, str] = {}
@@ -113,9 +112,7 @@ def _responsible(record: Mapping[str, Any], makers: Mapping[str, list[str]]) -> 
 def _files(out: Path, kind: str) -> Iterator[dict[str, Any]]:
     for path in sorted((out / "data" / kind).glob("*.parquet")):
         name = path.relative_to(out).as_posix()
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        yield {"@type": "cr:FileObject", "@id": name, "name": name, "contentUrl": name, "sha256": digest,
+        yield {"@type": "cr:FileObject", "@id": name, "name": name, "contentUrl": name, "sha256": file_sha256(path),
                "contentSize": f"{path.stat().st_size} B", "encodingFormat": "application/x-parquet"}
     # without containedIn: its files lie beside croissant.json
     yield {"@type": "cr:FileSet", "@id": f"files-{kind}", "name": f"files-{kind}",

@@ -12,7 +12,7 @@ Where each case is tested (the numbers are those of the list of faults that medl
     52  a host is lost                    test_leases.py, test_prefect_faults.py
     53  cancelled in the UI               tests/flows/test_prefect.py
     54  upgrades                          here
-    55  SQL                               test_access.py, tests/unit/test_sql.py
+    55  SQL                               test_access.py, tests/unit/test_catalog.py
     56  a catalog that is not ours        test_access.py
     57  open ports                        test_access.py
     58  secrets                           test_secrets.py, tests/unit/test_redact.py

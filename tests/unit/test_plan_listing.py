@@ -206,7 +206,7 @@ def test_what_changed_just_now_or_could_not_be_read_is_not_remembered(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as broken:
-        broken.setattr("infra.fileindex._sha256", fails)
+        broken.setattr("infra.fileindex.file_sha256", fails)
         work.prepare(recipe, home)
     work.prepare(recipe, home)
     assert listings == ["s"] * 2

@@ -1,4 +1,4 @@
-"""SQL over the catalog: it answers, it goes back in time, and it reaches nothing else."""
+"""What only the catalog in a file has: segments, damage, its form; the rest of its tests is in test_catalog.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from catalog import catalog, segments
 from catalog.builds import builds
 from catalog.catalog import CatalogError, query, reader
 from catalog.schema import LAYERS
-from infra.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -25,70 +24,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(home: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in home.rglob("*") if p.is_file()}
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_each_layer_has_the_columns_of_the_schema(home: Path, layer: str) -> None:
-    columns = [field.name for field in LAYERS[layer].fields if field.indexed]
-    assert query(home, f"SELECT * FROM {layer}").column_names == [*columns, "shard"]
-    assert query(home, f"SELECT count(*) AS n FROM {layer}").to_pylist()[0]["n"] > 0
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "SELECT 1 AS one", "  \n-- what\nSELECT 1;", "FROM images LIMIT 2", "WITH a AS (SELECT 1 AS x) SELECT x FROM a",
-        "VALUES (1)", "DESCRIBE images", "SHOW TABLES", "SUMMARIZE texts",
-        "SELECT label, count(*) FROM rois JOIN images USING (sample_id) GROUP BY ALL ORDER BY ALL",
-    ],
-)
-def test_reads_are_answered(home: Path, sql: str) -> None:
-    assert query(home, sql).num_rows > 0
-
-
-def test_columns_of_one_name_are_told_apart(home: Path) -> None:
-    sql = "SELECT i.sample_id, r.sample_id, 1 AS sample_id_1, 2 AS x, 3 AS x FROM images i, rois r LIMIT 1"
-    table = query(home, sql)
-    assert len(set(table.column_names)) == 5 and {"sample_id", "sample_id_1", "x", "x_1"} < set(table.column_names)
-    assert len(table.to_pylist()[0]) == 5
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM '/etc/passwd'",
-        "SELECT * FROM read_text('/etc/passwd')",
-        "SELECT * FROM read_blob('/etc/*')", "SELECT * FROM glob('/etc/*')", "SELECT * FROM sniff_csv('/etc/passwd')",
-        "SELECT * FROM read_json('http://localhost:9/x')", "SELECT * FROM parquet_metadata('{shard}')",
-        "SELECT * FROM read_parquet('{shard}')", "SELECT * FROM duckdb_secrets()", "SELECT getenv('HOME')",
-        "SELECT * FROM query('COPY images TO ''{out}''')",
-    ],
-)
-def test_no_file_network_or_environment_is_reached(home: Path, tmp_path: Path, sql: str) -> None:
-    shard = next((home / "shards").rglob("*.parquet"))
-    before = contents(home)
-    with pytest.raises(CatalogError, match="the catalog cannot answer"):
-        query(home, sql.format(shard=shard, out=tmp_path / "x"))
-    assert contents(home) == before and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "COPY images TO '{out}'", "EXPORT DATABASE '{out}'", "ATTACH '{out}' AS x", "INSTALL httpfs", "LOAD httpfs",
-        "SET enable_external_access = true", "RESET lock_configuration", "SET threads = 1", "SET VARIABLE snapshot = 9",
-        "PRAGMA enable_profiling", "CREATE TABLE x AS SELECT 1", "CREATE TEMP TABLE x AS SELECT 1",
-        "CREATE SECRET (TYPE S3)", "DROP VIEW images", "DELETE FROM images_rows", "INSERT INTO builds VALUES (9)",
-        "UPDATE images_rows SET width = 1", "CHECKPOINT", "CALL pragma_version()", "EXPLAIN ANALYZE SELECT 1",
-        "SELECT 1; SELECT 2", "SELECT 1; DROP VIEW images", "", ";", "-- nothing", "BEGIN", "USE x",
-        "PREPARE a AS SELECT 1",
-    ],
-)
-def test_only_one_select_is_let_in(home: Path, tmp_path: Path, sql: str) -> None:
-    before = contents(home)
-    with pytest.raises(CatalogError, match="one SELECT at a time"):
-        query(home, sql.format(out=tmp_path / "x"))
-    assert contents(home) == before and list(tmp_path.iterdir()) == []
 
 
 def test_the_connection_itself_is_fenced(home: Path, tmp_path: Path) -> None:
@@ -103,34 +38,6 @@ def test_the_connection_itself_is_fenced(home: Path, tmp_path: Path) -> None:
             with pytest.raises(duckdb.Error):
                 con.execute(sql)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("sql", "words"),
-    [
-        ("SELEC 1", "syntax error"), ("SELECT nope FROM images", "nope"), ("SELECT * FROM image", "images"),
-        ("SELECT CAST('x' AS INTEGER)", "Could not convert"), ("SELECT error('mine')", "mine"),
-    ],
-)
-def test_wrong_sql_is_told_in_the_words_of_duckdb(home: Path, sql: str, words: str) -> None:
-    with pytest.raises(CatalogError, match=words):
-        query(home, sql)
-
-
-def test_an_old_snapshot_answers_as_it_did(tmp_path: Path) -> None:
-    home = make_home(tmp_path)
-    (first,) = builds(home)
-    kept = tuple(unit for unit in first.units if "/photos/" in unit)
-    first.model_copy(update={"number": 2, "units": kept}).write(home)
-    first.model_copy(update={"number": 3, "status": "refused", "units": ()}).write(home)
-    catalog.refresh(home)
-    count = "SELECT count(*) AS n FROM images"
-    assert [query(home, count, at).to_pylist()[0]["n"] for at in (None, 1, 2)] == [4, 12, 4]
-    assert query(home, "SELECT number FROM snapshot").to_pylist() == [{"number": 2}]
-    with pytest.raises(ConfigError, match="no snapshot 3; known: 1, 2"):
-        query(home, count, at=3)
-    with reader(home, 1) as old, reader(home) as new:  # two at once in one process, each at its own time
-        assert (old.execute(count).fetchone(), new.execute(count).fetchone()) == ((12,), (4,))
 
 
 def test_a_home_without_a_readable_catalog_says_what_to_do(tmp_path: Path) -> None:
@@ -167,15 +74,6 @@ def test_an_open_reader_stops_no_writer(tmp_path: Path) -> None:
         assert query(home, "SELECT count(*) AS n FROM builds").to_pylist() == [{"n": 2}]
         assert notebook.communicate("\n", timeout=30)[0] == "1\n", "who has the old copy open keeps it"
     assert notebook.returncode == 0
-
-
-def test_a_question_ends_with_its_time_and_memory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    endless = "SELECT count(*) FROM range(100000000) a, range(100000000) b WHERE a.range + b.range = 7"
-    with pytest.raises(CatalogError, match=r"no answer within 0\.3 s"):
-        query(home, endless, seconds=0.3)
-    monkeypatch.setenv("MEDLOOM_SQL_MEMORY", "100MB")
-    with pytest.raises(CatalogError, match="memory"):
-        query(home, "SELECT count(DISTINCT md5(range::VARCHAR)) FROM range(20000000)")
 
 
 def rows_of(home: Path) -> dict[str, list[dict[str, object]]]:
@@ -220,15 +118,6 @@ def test_a_catalog_of_a_newer_medloom_is_refused(tmp_path: Path) -> None:
         con.execute("UPDATE format SET number = 99")
     with pytest.raises(CatalogError, match="newer medloom"):
         catalog.refresh(home)
-
-
-def test_the_views_for_people_answer(home: Path) -> None:
-    (one,) = query(home, "SELECT * FROM samples WHERE modality = 'CT' ORDER BY sample_id LIMIT 1").to_pylist()
-    assert one["caption"] and one["regions"] == ["device", "lesion"] and one["n_regions"] == 2
-    assert one["labels"] == ["nodule"]
-    assert query(home, "SELECT sum(samples) AS n FROM licences").to_pylist() == [{"n": 12}]
-    assert query(home, "SELECT sum(texts) AS n FROM costs").to_pylist()[0]["n"] > 0
-    assert all(row["why"] for row in query(home, "SELECT * FROM missing").to_pylist())
 
 
 def test_shards_and_a_catalog_of_an_older_schema_are_read_with_nulls(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ its hash is pinned, by a recipe or by us.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import ConfigError
+from infra.storage import file_sha256
 
 
 def tensors(path: Path) -> Mapping[str, Any]:
@@ -78,8 +78,7 @@ def digest(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def fill(network: Any, weights: Mapping[str, Any], where: str) -> Any:

@@ -9,7 +9,6 @@ its configuration; weights that are only there as pickles are refused, for a pic
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 from infra.errors import ConfigError
 from infra.keys import canonical, sha256
-from infra.storage import resolve, walk
+from infra.storage import file_sha256, resolve, walk
 
 WEIGHTS = ".safetensors"
 DECIDES = {WEIGHTS, ".json", ".txt", ".model"}
@@ -119,9 +118,4 @@ def contents_sha256(path: Path, suffixes: set[str] | None = None) -> str:
 
 @lru_cache(maxsize=64)
 def _hash(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    return sha256(canonical([[path.relative_to(root).as_posix(), _digest(path)] for path, _, _ in files]))
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(canonical([[path.relative_to(root).as_posix(), file_sha256(path)] for path, _, _ in files]))

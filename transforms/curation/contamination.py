@@ -14,7 +14,6 @@ captions and reports in JSON, JSON lines, CSV, TSV and Parquet.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 import unicodedata
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 
 from infra.errors import ConfigError, ItemError
 from infra.keys import sha256
+from infra.storage import file_sha256
 from transforms.decoded import Pixels
 from transforms.pictures.imagefile import open_image
 
@@ -50,10 +50,7 @@ def files(root: Path, only: Sequence[str] = ()) -> list[Path]:
 
 def contents(root: Path, only: Sequence[str] = ()) -> str:
     """Hash of the names and bytes of these files: what enters a key."""
-    lines = []
-    for path in files(root, only):
-        with open(path, "rb") as file:
-            lines.append(f"{path.relative_to(root)} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    lines = [f"{path.relative_to(root)} {file_sha256(path)}" for path in files(root, only)]
     return sha256("\n".join(lines).encode())
 
 
