@@ -45,6 +45,13 @@ BATCH = 200_000
 class NothingYet(CatalogError):
     """No build of this home was ever committed to its catalog."""
 
+    def __init__(self, home: Path) -> None:
+        said = f"has no snapshot yet: run `medloom build RECIPE --home {home}`"
+        if numbers(home):  # a first build is recorded and not published yet
+            said = ("has a build that its catalog does not show yet: ask again when it has ended; if it was killed, "
+                    f"run `medloom catalog rebuild --home {home}`")
+        super().__init__(f"{home} {said}")
+
 
 def query(home: Path, sql: str, at: int | None = None, seconds: float = SECONDS) -> pa.Table:
     """The answer to one SELECT over the catalog, which cannot reach files, the network or the settings.
@@ -78,7 +85,7 @@ def reader(home: Path, at: int | None = None) -> Iterator[Any]:
     index = index_of(home)
     opened = index.open()
     if opened is None:
-        raise NothingYet(f"{home} has no snapshot yet: run `medloom build RECIPE --home {home}`")
+        raise NothingYet(home)
     with opened as con:
         close_off(con, index.folders())
         if at is not None:

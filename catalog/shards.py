@@ -8,8 +8,10 @@ a machine.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,11 +51,9 @@ class ShardWriter:
         if table.num_rows == 0:
             return
         if self._writer is None:
-            schema = self._layer.schema.with_metadata({"medloom.schema": f"{self._layer.name}/{VERSION}"})
-            text = [f.name for f in schema if f.name not in ("image", "text", "message", "header", "abstract", "body")]
             self._writer = pq.ParquetWriter(
-                self._draft, schema, compression=_compression(schema), use_dictionary=text, write_page_index=True,
-                write_page_checksum=True, store_schema=True,
+                self._draft, **_form(self._layer.name), write_page_index=True, write_page_checksum=True,
+                store_schema=True,
             )
         rows = GROUP_ROWS if self._layer.name == "images" else None
         self._writer.write_table(table.cast(self._writer.schema), row_group_size=rows)
@@ -84,9 +84,15 @@ class ShardWriter:
         return Shard(layer=self._layer.name, path=self._path, rows=self._rows, bytes=size, sha256=digest)
 
 
-def _compression(schema: pa.Schema) -> dict[str, str]:
+@cache
+def _form(layer: str) -> dict[str, Any]:
+    """How the columns of a layer are written: found once, since a partition writes a dozen small shards."""
+    schema = LAYERS[layer].schema.with_metadata({"medloom.schema": f"{layer}/{VERSION}"})
+    text = [f.name for f in schema if f.name not in ("image", "text", "message", "header", "abstract", "body")]
     plain = {"image.bytes": "NONE"} if "image" in schema.names else {}
-    return {name: "ZSTD" for name in _leaves(schema)} | plain
+    return {
+        "schema": schema, "use_dictionary": text, "compression": {name: "ZSTD" for name in _leaves(schema)} | plain,
+    }
 
 
 def _leaves(schema: pa.Schema) -> Iterator[str]:
@@ -129,7 +135,9 @@ def batches(home: Path, shards: Sequence[Shard], pixels: bool) -> Iterator[pa.Ta
             continue
         with pq.ParquetFile(file_of(home, shard)) as file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns).replace_schema_metadata(None)
+                # the threads are the runner's: a worker has its own processor
+                table = file.read_row_group(group, columns=columns, use_threads=False)
+                yield table.replace_schema_metadata(None)
 
 
 def rehash(home: Path, shard: Shard) -> str | None:

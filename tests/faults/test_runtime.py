@@ -40,7 +40,7 @@ from typer.testing import CliRunner
 
 from catalog import catalog
 from catalog.builds import builds, last_snapshot, read_build
-from catalog.catalog import CatalogError, query
+from catalog.catalog import PUBLISHED, CatalogError, NothingYet, query
 from catalog.gc import building, collect, collectable
 from catalog.manifest import scan
 from catalog.verify import manifests, problems
@@ -113,6 +113,18 @@ def test_a_new_folder_is_on_the_disk_before_what_lies_in_it(tmp_path: Path, monk
     monkeypatch.setattr(os, "fsync", sync)
     draft_of(tmp_path / "a" / "b" / "c" / "file")
     assert {str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")} <= synced
+
+
+def test_a_first_build_that_is_recorded_and_not_published_is_told_apart_from_none(recipe: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with pytest.raises(NothingYet, match="no snapshot yet: run `medloom build"):
+        query(home, "FROM images")
+    build(recipe, home)
+    (home / PUBLISHED).unlink()
+    with pytest.raises(NothingYet, match=r"does not show yet: ask again .* `medloom catalog rebuild"):
+        query(home, "FROM images")
+    build(recipe, home)
+    assert query(home, "SELECT count(*) AS n FROM images").to_pylist()[0]["n"] > 0
 
 
 def test_what_no_manifest_names_is_invisible_and_made_again(recipe: Path, tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from catalog.builds import last_snapshot
-from catalog.catalog import query
+from catalog.catalog import published, query
 from catalog.gc import building, collect
 from flows.build import Progress, commit, prepare, run_chains, up_to_date
 from flows.recipe import load_recipe
@@ -37,9 +36,8 @@ def build(home: Path, recipe: str, change: str) -> None:
 
 def read(home: Path) -> None:
     """A snapshot's rows are all there, in the catalog and on disk."""
-    number = last_snapshot(home)
-    if number is None:
-        return
+    if not published(home):
+        return  # its first build is not committed yet
     (row,) = query(home, "SELECT count(*) AS images, count(DISTINCT shard) AS shards, any_value(shard) AS shard "
                    "FROM images").to_pylist()
     texts = query(home, "SELECT count(DISTINCT sample_id) AS n FROM texts").to_pylist()[0]["n"]
