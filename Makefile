@@ -12,6 +12,7 @@ endif
 .PHONY: demo test check experts-heavy lock clean
 EXTRAS := embed demo experts llm ocr slides lake observe lance seg
 TORCH := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml | head -1)
+IMAGE := embed ocr experts slides lake observe lance seg
 LOCKS := infra/locks
 # Every file is held against the hashes in infra/locks. Three packages come as source; what builds them is locked too.
 # torch is apart: which file it is depends on the machine, and a CPU build is not in the index.
@@ -30,6 +31,7 @@ $(VENV)/.done: pyproject.toml $(LOCKS)/tools.txt $(LOCKS)/install.txt
 # after a change of pyproject.toml, constraints.txt or experts-heavy.txt
 lock:
 	$(COMPILE) pyproject.toml $(addprefix --extra ,$(EXTRAS)) --group dev -c constraints.txt $(UVFLAGS) --no-emit-index-url --no-emit-find-links --no-emit-package torch -o $(LOCKS)/install.txt
+	$(COMPILE) pyproject.toml $(addprefix --extra ,$(IMAGE)) -c constraints.txt $(UVFLAGS) --no-emit-index-url --no-emit-find-links --no-emit-package torch -o $(LOCKS)/image.txt
 	$(COMPILE) experts-heavy.txt --no-deps --no-emit-index-url -o $(LOCKS)/heavy.txt
 	grep -E '^(uv|setuptools)==' constraints.txt | $(COMPILE) - --no-emit-index-url -o $(LOCKS)/tools.txt
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-FOLDER = Path(__file__).parents[2] / "infra" / "deploy"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "infra" / "deploy"
 COMPOSE = FOLDER / "compose.yaml"
 STACK: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
 SECRET = re.compile(r"(?i)(password|passwd|secret|token|auth_string|_key)$")
@@ -47,6 +49,11 @@ def test_the_image_is_pinned_and_runs_as_nobody_in_particular() -> None:
     (base,) = [line for line in lines if line.startswith("FROM ")]
     assert re.fullmatch(r"FROM python:3\.\d+\.\d+-[\w-]+", base)
     assert any(line.startswith("USER ") and not line.startswith("USER root") for line in lines)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (torch,) = [need for need in extras["embed"] if need.startswith("torch==")]
+    installs = [line for line in lines if "pip install" in line]
+    assert len(installs) == 4 and torch in installs[1] and installs[3].endswith("--no-build-isolation . \\")
+    assert all("--require-hashes" in installs[n] for n in (0, 2))
 
 
 def test_a_real_validator_accepts_it(tmp_path: Path) -> None:

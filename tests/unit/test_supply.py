@@ -52,7 +52,9 @@ def test_every_pin_has_a_hash_and_no_host_is_named(path: Path) -> None:
 
 def test_the_locks_say_what_the_requirements_say() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    install, heavy, tools = (locked(ROOT / "infra" / "locks" / f"{name}.txt") for name in ("install", "heavy", "tools"))
+    install, heavy, tools, image = (
+        locked(ROOT / "infra" / "locks" / f"{name}.txt") for name in ("install", "heavy", "tools", "image")
+    )
     constraints = pins(ROOT / "constraints.txt")
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
     wanted += [line for extra in EXTRAS for line in project["project"]["optional-dependencies"][extra]]
@@ -65,6 +67,7 @@ def test_the_locks_say_what_the_requirements_say() -> None:
         assert need.specifier.contains(install[canonicalize_name(need.name)][0]), f"{line}: make lock"
     for name, (version, _) in {**install, **tools}.items():
         assert constraints.get(name) == version, f"{name}: constraints.txt and infra/locks differ: make lock"
+    assert image.items() <= install.items(), "the image is not what is tested: make lock"
     assert {name: version for name, (version, _) in heavy.items()} == pins(ROOT / "experts-heavy.txt")
     assert set(HEAVY) <= set(heavy)
 
