@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from catalog.builds import builds
-from catalog.index import FILE
+from catalog.index import FILE, IndexFile, index_of
 from catalog.manifest import read_manifest, scan
 from catalog.schema import VERSION
 from catalog.views import FORMAT
@@ -32,7 +32,7 @@ def outlook(home: Path) -> list[str]:
     older = sum(count for version, count in schemas.items() if version < VERSION)
     shards = [shard for manifest in found.values() for shard in manifest.shards]
     said = [
-        _index(home / FILE),
+        _index(home),
         f"{len(known)} builds, {sum(build.status == 'snapshot' for build in known)} snapshots: all would be indexed",
         f"{len(shards)} shards with {sum(shard.rows for shard in shards)} rows stay as they are",
     ]
@@ -46,10 +46,13 @@ def outlook(home: Path) -> list[str]:
     return said
 
 
-def _index(path: Path) -> str:
+def _index(home: Path) -> str:
     """What is there for an index, and what would become of it."""
     import duckdb
 
+    if not isinstance(index_of(home), IndexFile):
+        return "the lake that MEDLOOM_CATALOG names would be made again"
+    path = home / FILE
     if not path.exists():
         return f"{path.name}: none here, it would be made"
     try:

@@ -27,7 +27,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra.errors import ConfigError
 from infra.plugins import nearest
-from infra.settings import be_quiet
 from transforms.classifiers.classes import Classify, table
 from transforms.decoded import Pixels
 from transforms.knowledge.embedding import Device, Embedder, one_thread_an_operation
@@ -74,18 +73,7 @@ def resources(params: Params) -> Resources:
 
 def open_classifier(params: Params, context: Context) -> Classify:
     """Loads the model and embeds the prompts. Raises ConfigError for a model that does not see pictures."""
-    be_quiet()
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
-
-    if params.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch sees no GPU here; install a CUDA build of torch, or use device cpu")
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = SentenceTransformer(
-        str(_lying(params).folder), device=params.device, local_files_only=True, trust_remote_code=False,
-        model_kwargs={"use_safetensors": True},
-    ).eval()
+    model = _lying(params).model
     scale = getattr(getattr(model[0], "model", None), "logit_scale", None)
     if "image" not in model.modalities or scale is None:
         raise ConfigError(f"{params.model}: not an image-text model of the CLIP family; name one as `model`")

@@ -181,7 +181,10 @@ class Near:
     query: int
     other: int
     view: str
-    bits: int
+    """empty where none is supposed: the pair was not found by hashes"""
+    bits: int | None
+    cosine: float | None = None
+    """of the two pictures' vectors, where those found the pair"""
 
 
 def nearest(queries: Bits, others: Bits, within: int, most: int, apart: bool = False) -> list[Near]:

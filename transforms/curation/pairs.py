@@ -37,7 +37,8 @@ def written(pixels: Pixels) -> str:
 
 def signatures(dataset: Dataset, names: Sequence[str]) -> Bits:
     """(len(names), len(VIEWS)) hashes, as the checks tell them; of samples without that check, from their pixels."""
-    known = known_signatures(dataset.columns("checks", ("sample_id", "check", "detail")).to_pylist())
+    tables = dataset.tables("checks", ("sample_id", "check", "detail"))
+    known = known_signatures(row for table in tables for row in table.to_pylist())
     if missing := {name for name in names if name not in known}:
         known.update((name, written(pixels)) for name, pixels in dataset.pictures(missing))
     return table_of(known[name] for name in names)

@@ -87,14 +87,14 @@ class Embedder:
     @cached_property
     def dimension(self) -> int:
         """How many numbers a vector has."""
-        return int(self._model.get_embedding_dimension())
+        return int(self.model.get_embedding_dimension())
 
     def embed(self, texts: Sequence[str], progress: Progress | None = None, *, query: bool = False) -> Vectors:
         """Unit vectors of the texts, (texts, dimension) float32. A text beyond the model's length is read in part.
 
         `query`: the texts are queries, not passages; it matters to models that have a prompt for either.
         """
-        model, prompt = self._model, self._prompt(query)
+        model, prompt = self.model, self._prompt(query)
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         # the tokenizer is not safe to share between threads
         features = (model.preprocess([prompt + text]) for text in texts)
@@ -107,7 +107,7 @@ class Embedder:
 
     def too_long(self, texts: Sequence[str]) -> int:
         """How many of the texts the model reads only in part."""
-        limit, read, prompt = self._model.max_seq_length, self._model.tokenizer, self._prompt(False)
+        limit, read, prompt = self.model.max_seq_length, self.model.tokenizer, self._prompt(False)
         return sum(len(read(prompt + t, truncation=False, verbose=False)["input_ids"]) > limit for t in texts)
 
     def _prompt(self, query: bool) -> str:
@@ -120,11 +120,12 @@ class Embedder:
 
         with torch.inference_mode():
             on_device = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in features.items()}
-            vector = self._model(on_device)["sentence_embedding"][0].float().cpu().numpy()
+            vector = self.model(on_device)["sentence_embedding"][0].float().cpu().numpy()
         return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The SentenceTransformer itself, loaded when asked for. Raises ConfigError where there is no GPU for it."""
         be_quiet()
         import torch
         from sentence_transformers import SentenceTransformer
@@ -134,7 +135,8 @@ class Embedder:
             raise ConfigError("device cuda: torch sees no GPU here; install a CUDA build of torch, or use device cpu")
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         model = SentenceTransformer(
-            str(self.folder), device=self.device, local_files_only=True, model_kwargs={"use_safetensors": True}
+            str(self.folder), device=self.device, local_files_only=True, trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
         )
         return model.eval()
 
