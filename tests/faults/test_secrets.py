@@ -1,4 +1,4 @@
-"""Case 58: secrets planted in the environment appear nowhere: not in a home, a log, a traceback, nor at Prefect.
+"""Case 58: secrets planted in the environment appear nowhere: in no home, log or traceback, at Prefect, nor at Ray.
 
 One Prefect server, three builds of one home. The model's server repeats the key it was given in every way it can: in
 errors, in pages that are no answer, in refusals, in answers that are of no use and in those that are. The object store
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from base64 import b64encode
@@ -87,9 +88,9 @@ sources:
 DRIVER = """
 import sys, traceback
 from flows.flow import build  # as a schedule starts it: what the command line stops at once is met inside the flow
-for recipe in sys.argv[2:]:
+for recipe, runner in zip(sys.argv[2:], ("ray", "inline", "inline")):
     try:
-        print(recipe, build(recipe, sys.argv[1], "inline"))
+        print(recipe, build(recipe, sys.argv[1], runner))
     except Exception:
         traceback.print_exc()
 """
@@ -232,7 +233,15 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_planted_secrets_appear_nowhere(places: Path) -> None:
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray keeps the logs of its session; sockets lie there, so its name must be short."""
+    with tempfile.TemporaryDirectory(prefix="ml-", dir="/tmp") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_planted_secrets_appear_nowhere(places: Path, ray_folder: Path) -> None:
     make_images(places / "images", 12)
     home = places / "home"
     with echoing() as (address, echo), server(home, ui=False) as api:
@@ -263,6 +272,7 @@ def test_planted_secrets_appear_nowhere(places: Path) -> None:
     assert found_in(said) == set()
     assert found_in(prefect) == set()
     assert found_under(home) == {}
+    assert any("worker" in path.name for path in ray_folder.rglob("*")) and found_under(ray_folder) == {}
 
 
 def test_words_of_an_error_on_the_command_line_hold_no_password(tmp_path: Path) -> None:
