@@ -23,7 +23,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalog import segments
 from catalog.builds import Build, numbers, read_build
 from catalog.fence import CatalogError as CatalogError
 from catalog.fence import close_off, limited, require_select
@@ -133,8 +132,10 @@ def published(home: Path) -> set[int]:
 def add_build(con: Any, home: Path, build: Build) -> None:
     """Index a build inside a writer: its units, their shards' rows, its validations. Adding it twice is adding it."""
     con.register("named", pa.table({"path": pa.array(build.units, pa.string())}))
-    unknown = con.execute("SELECT path FROM named ANTI JOIN units USING (path) ORDER BY path").fetchall()
-    fresh = [(path, read_manifest(home, path)) for (path,) in unknown]
+    known = con.execute("SELECT path, id FROM named LEFT JOIN units USING (path)").to_arrow_table()
+    con.register("named", known)
+    unknown = known.filter(known["id"].is_null())["path"].to_pylist()
+    fresh = [(path, read_manifest(home, path)) for path in sorted(unknown)]
     (unit,) = con.execute("SELECT coalesce(max(id), 0) FROM units").fetchone()
     numbered = list(enumerate(fresh, unit + 1))
     _insert(con, "units", [(number, *_unit_row(path, m)) for number, (path, m) in numbered])
@@ -144,11 +145,13 @@ def add_build(con: Any, home: Path, build: Build) -> None:
         for number, (unit, s) in enumerate(((n, s) for n, (_, m) in numbered for s in m.shards), shard + 1)
     ]
     _insert(con, "shards", shards)
-    for layer in LAYERS.values():
-        _load(con, home, layer, [(path, number) for number, path, name, *_ in shards if name == layer.name])
+    _load(con, home, [(path, LAYERS[layer], number) for number, path, layer, *_ in shards])
     _forget(con, build.number)
     _insert(con, "builds", [(build.number, build.status, build.name, build.created_at)])
-    con.execute(f"INSERT INTO build_units SELECT {build.number:d}, id FROM units JOIN named USING (path)")
+    con.execute(
+        f"INSERT INTO build_units SELECT {build.number:d}, id FROM named WHERE id IS NOT NULL "
+        f"UNION ALL SELECT {build.number:d}, id FROM units WHERE id > {unit:d}"
+    )
     con.unregister("named")
     _insert(con, "validations", [(build.number, *v.model_dump().values()) for v in build.validations])
 
@@ -162,7 +165,7 @@ def _prepare(con: Any, home: Path) -> None:
         drop_all(con)
         con.execute(TABLES)
         con.execute(f"INSERT INTO format VALUES ({FORMAT}, NULL)")
-    attached = segments.attach(con, home)
+    attached = index_of(home).attach(con)
     if not views_stand(con, attached):
         make_tables(con)
         make_views(con, attached)
@@ -203,20 +206,25 @@ def _insert(con: Any, table: str, rows: Sequence[Sequence[Any]]) -> None:
         con.unregister("fresh")
 
 
-def _load(con: Any, home: Path, layer: Layer, shards: Sequence[tuple[str, int]]) -> None:
-    """Copy the metadata columns of these shards (path, id) into the layer's table; those that old ones lack are null.
+def _load(con: Any, home: Path, shards: Sequence[tuple[str, Layer, int]]) -> None:
+    """Copy the metadata columns of these shards (path, layer, id) into the index.
 
     Many rows at a time: a lake makes a file of each insert.
     """
-    held: list[pa.Table] = []
-    for path, number in shards:
+    index, held = index_of(home), dict[str, list[pa.Table]]()
+
+    def insert() -> None:
+        index.insert(con, {name: pa.concat_tables(t, promote_options="default") for name, t in held.items()})
+        held.clear()
+
+    for path, layer, number in sorted(shards, key=lambda shard: list(LAYERS).index(shard[1].name)):
         table = _read(home, path, metadata(layer).names)
-        held.append(table.append_column("shard_id", pa.repeat(pa.scalar(number, pa.int32()), table.num_rows)))
-        if sum(t.num_rows for t in held) >= BATCH:
-            _append(con, layer, held)
-            held = []
+        ids = pa.repeat(pa.scalar(number, pa.int32()), table.num_rows)
+        held.setdefault(layer.name, []).append(table.append_column("shard_id", ids))
+        if sum(t.num_rows for tables in held.values() for t in tables) >= BATCH:
+            insert()
     if held:
-        _append(con, layer, held)
+        insert()
 
 
 def _read(home: Path, path: str, columns: Sequence[str]) -> pa.Table:
@@ -229,12 +237,6 @@ def _read(home: Path, path: str, columns: Sequence[str]) -> pa.Table:
     with pq.ParquetFile(mirror.opened(home / path), memory_map=True, pre_buffer=True) as file:
         has = set(file.schema_arrow.names)
         return file.read([name for name in columns if name in has])
-
-
-def _append(con: Any, layer: Layer, tables: Sequence[pa.Table]) -> None:
-    con.register("fresh", pa.concat_tables(tables, promote_options="default"))
-    con.execute(f"INSERT INTO {layer.name}_rows BY NAME SELECT * FROM fresh")
-    con.unregister("fresh")
 
 
 def _unit_row(path: str, m: Manifest) -> tuple[Any, ...]:

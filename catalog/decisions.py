@@ -4,6 +4,8 @@ One file a decision, `HOME/decisions/00000001.json`, numbered in the order in wh
 file is written whole and never changed; a reviewer changes their mind by a later decision about the same thing. So the
 first N decisions are one fact, which `digest` names, and the stage `decisions` (transforms/decisions.py) turns them
 into rows. What the reviewer saw is hashed into the decision: about a text that has changed since it says nothing.
+Decisions may quote what they judge: with the last snapshot that holds a sample, `medloom catalog gc` removes those
+about it (`withdraw`).
 
 Files and rows know a reviewer by a pseudonym only, which is stable for a home (HMAC with its key for identifiers).
 
@@ -33,7 +35,7 @@ from infra.storage import locked, write_bytes
 FOLDER = "decisions"
 LOCK_WAIT_S = 10.0
 REVIEWER = re.compile(r"r-[0-9a-f]{8}")
-_NUMBERED = re.compile(r"\d{8}\.json")
+_NUMBERED = re.compile(r"\d{8}\.(json|gone)")
 
 
 class Decision(BaseModel):
@@ -107,7 +109,7 @@ def decide(home: Path, decision: Decision) -> int:
     """Keep a decision; returns its number. It is on disk when this returns. TimeoutError: others keep writing."""
     folder = home / FOLDER
     with locked(folder / ".lock", wait_s=LOCK_WAIT_S):
-        number = max((int(path.stem) for path in _files(home)), default=0) + 1
+        number = count(home) + 1
         data = decision.model_dump_json(indent=1, exclude_none=True).encode()
         while not _is_ours(folder / f"{number:08d}.json", data):
             number += 1
@@ -120,19 +122,32 @@ def read(home: Path, first: int | None = None) -> list[Decision]:
 
     Raises ConfigError for a file that is none: a person has to look at it.
     """
-    found = []
+    return [decision for number, decision in numbered(home).items() if first is None or number <= first]
+
+
+def numbered(home: Path) -> dict[int, Decision]:
+    """The decisions of a home by their numbers. Raises as `read` does."""
+    found = {}
     for path in _files(home):
-        if first is None or int(path.stem) <= first:
+        if path.suffix == ".json":
             try:
-                found.append(Decision.model_validate_json(path.read_bytes()))
+                found[int(path.stem)] = Decision.model_validate_json(path.read_bytes())
             except ValidationError as error:
                 why = error.errors()[0]["msg"]
                 raise ConfigError(f"{path} is no decision; mend it or move it away: {why}") from None
     return found
 
 
+def withdraw(home: Path, numbers: Sequence[int]) -> None:
+    """Remove decisions. An empty file `NUMBER.gone` says that there was one, so that no number is given twice: other
+    working copies of a bucket would keep the first decision of that number for the second."""
+    for number in numbers:
+        write_bytes(home / FOLDER / f"{number:08d}.gone", b"")
+    mirror.discard(home, [f"{FOLDER}/{number:08d}.json" for number in numbers])
+
+
 def count(home: Path) -> int:
-    """The number of the last decision; 0 where there is none."""
+    """The number of the last decision, also of one that was withdrawn; 0 where there is none."""
     return max((int(path.stem) for path in _files(home)), default=0)
 
 

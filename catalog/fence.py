@@ -77,6 +77,18 @@ def require_select(con: Any, sql: str) -> None:
         raise CatalogError(f"the catalog cannot answer: {said}")
 
 
+def require_condition(con: Any, text: str) -> None:
+    """Raises CatalogError unless `text`, in brackets, is a condition that uses what questions may use; duckdb.Error as
+    DuckDB does.
+
+    Parsed only: what it names need not be there. Whether it is one expression, so that it cannot close the brackets
+    and go on, is for a relation's filter to say, which binds it and so must see it after this.
+    """
+    if "\0" in text:
+        raise CatalogError("a null character is in no condition")
+    require_select(con, f"FROM images WHERE (\n{text}\n)")
+
+
 def _refused(node: Any) -> Iterator[str]:
     """What of a parsed statement is not for questions, in words."""
     if isinstance(node, list):

@@ -8,7 +8,7 @@ writer; a writer that dies leaves nothing that anybody reads.
 
     HOME/catalog.duckdb      the index: the writer's
     HOME/catalog.ro.duckdb   its published copy: what everybody reads
-    HOME/segments/           rows of large datasets (catalog/segments.py)
+    HOME/segments/           the rows of shards (catalog/segments.py)
 
 >>> with index_of(home).writing() as con:
 ...     con.execute("DELETE FROM builds WHERE number = 3")
@@ -19,11 +19,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import pyarrow as pa
 
 from catalog import segments
 from catalog.fence import QUIET, CatalogError, close_off, settings
@@ -56,6 +58,20 @@ class Index(Protocol):
         """The one writer's connection, in a transaction that is committed and published where the block ends well.
         `afresh`: without what stood there. Waits for another one, then raises CatalogError."""
 
+    def attach(self, con: Any) -> Sequence[str]:
+        """Inside a writer: open the segments that the index names; what to make views of. Raises CatalogError."""
+
+    def insert(self, con: Any, rows: Mapping[str, pa.Table]) -> None:
+        """Inside a writer: add rows, layer -> a table of its indexed columns (those it lacks are null) and shard_id."""
+
+
+def insert(con: Any, rows: Mapping[str, pa.Table]) -> None:
+    """Into the index's own tables."""
+    for layer, table in rows.items():
+        con.register("fresh", table)
+        con.execute(f"INSERT INTO {layer}_rows BY NAME SELECT * FROM fresh")
+        con.unregister("fresh")
+
 
 def index_of(home: Path) -> Index:
     """The index that MEDLOOM_CATALOG names. Raises ConfigError for an address that is none."""
@@ -74,12 +90,12 @@ def index_of(home: Path) -> Index:
 
 @dataclass(frozen=True)
 class IndexFile:
-    """A DuckDB file for the writer, a published copy for readers, and segments for many rows."""
+    """A DuckDB file for the writer, a published copy for readers, and segments for rows."""
 
     home: Path
 
     def folders(self) -> Sequence[Path]:
-        return ()  # attached databases stay open
+        return ()  # segments stay open
 
     def open(self) -> Any | None:
         """The published copy with its segments; a segment that was merged away meanwhile is looked for again."""
@@ -98,7 +114,7 @@ class IndexFile:
                     raise CatalogError(f"{path} is of another version of medloom; {REBUILD}")
                 segments.attach(con, self.home)
                 return con
-            except duckdb.Error as error:
+            except (duckdb.Error, OSError, pa.ArrowException) as error:
                 if con:
                     con.close()
                 if attempt + 1 == REOPEN:
@@ -125,6 +141,18 @@ class IndexFile:
                 named = set(segments.names(con))
             self._publish(named)
             segments.sweep(self.home, named)  # who has an old copy open keeps it, and its segments
+
+    def attach(self, con: Any) -> Sequence[str]:
+        try:
+            return segments.attach(con, self.home)
+        except (OSError, pa.ArrowException) as error:
+            raise CatalogError(f"a segment of {self.home} cannot be read; {REBUILD}: {error}") from None
+
+    def insert(self, con: Any, rows: Mapping[str, pa.Table]) -> None:
+        if sum(len(table) for table in rows.values()) <= segments.SPILL:
+            segments.add(con, self.home, rows)
+        else:  # they will make a large segment after the commit
+            insert(con, rows)
 
     def _publish(self, named: set[str]) -> None:
         """Let readers see the index as it is; what it names must be where they are first."""

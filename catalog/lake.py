@@ -31,8 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from catalog.fence import QUIET, CatalogError, settings
-from catalog.index import LOCK_WAIT_S, REBUILD, alone
+from catalog.index import LOCK_WAIT_S, REBUILD, alone, insert
 from catalog.segments import quoted
 from catalog.views import FORMAT, TABLES, drop_all, make_tables, make_views
 from infra import mirror
@@ -192,6 +194,12 @@ class Lake:
             mirror.push(self.folder)
             if self.file:
                 write_atomic(self._published, functools.partial(shutil.copyfile, self.file))
+
+    def attach(self, con: Any) -> Sequence[str]:
+        return ()  # a lake minds its files itself
+
+    def insert(self, con: Any, rows: Mapping[str, pa.Table]) -> None:
+        insert(con, rows)
 
     @contextmanager
     def _gate(self, root: Any) -> Iterator[Any]:

@@ -83,7 +83,7 @@ class Manifest(BaseModel):
         draft = draft_of(path)
         try:
             draft.write_bytes(self.model_dump_json(indent=1).encode() + b"\n")
-            publish_all(shards, (draft, path))
+            publish_all(shards, (draft, path), {home / shard.path: shard.sha256 for shard in self.shards})
         finally:
             draft.unlink(missing_ok=True)
 

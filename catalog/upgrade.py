@@ -5,7 +5,7 @@ older form is made again from them, columns that older shards lack read as null,
 stage's version or the schema entered its key. What a newer medloom wrote is refused, not guessed at.
 
 >>> outlook(home)
-['catalog.duckdb: format 1, this medloom writes 2: it would be made again', '3 builds, 2 snapshots', …]
+['catalog.duckdb: format 2, this medloom writes 3: it would be made again', '3 builds, 2 snapshots', …]
 """
 
 from __future__ import annotations

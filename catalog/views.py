@@ -3,9 +3,9 @@
 The invariant: a view shows one snapshot, the newest or the one that the variable `snapshot` names, and nothing of units
 that were quarantined but their rejects.
 
-`<layer>_rows` holds the rows of new shards; when there are many, they move to segments (catalog/segments.py), files
-whose tables have the same names. A layer's view is all of them together, cut to the shards of the snapshot. Rows name
-their shard by a small number, which costs less than a path to store and to compare.
+Rows lie in segments (catalog/segments.py), those of large ones in tables `<layer>_rows`, which the index itself has too
+for what was just inserted. A layer's view is all of them together, cut to the shards of the snapshot. Rows name their
+shard by a small number, which costs less than a path to store and to compare.
 
 >>> query(home, "SELECT sample_id, caption, regions FROM samples WHERE modality = 'CT'")
 """
@@ -20,8 +20,11 @@ import pyarrow as pa
 from catalog.schema import LAYERS, Layer
 from infra.keys import sha256
 
-FORMAT = 2
+FORMAT = 3
 """Of the index's tables; an index of another format is made again from the files."""
+
+NEW = "new"
+"""What the names of small segments begin with, and what stands for all of them."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS format (number INTEGER, views VARCHAR);
@@ -132,8 +135,13 @@ def _views(segments: Sequence[str]) -> str:
 
 def all_rows(layer: str, segments: Sequence[str]) -> str:
     """The SELECT of all rows of a layer that the index and its segments hold, of whatever snapshot, with shard_id."""
-    places = ("", *(f"{name}." for name in segments))
-    return " UNION ALL BY NAME ".join(f"SELECT * FROM {place}{layer}_rows" for place in places)
+    tables = dict.fromkeys((f"{layer}_rows", *(rows_in(name, layer) for name in segments)))
+    return " UNION ALL BY NAME ".join(f"SELECT * FROM {table}" for table in tables)
+
+
+def rows_in(segment: str, layer: str) -> str:
+    """The table of a segment's rows; all small segments have one, it is of the connection."""
+    return f"temp.main.{layer}_new" if segment.startswith(NEW) else f"{segment}.{layer}_rows"
 
 
 def _layer(layer: Layer, segments: Sequence[str]) -> Iterator[str]:

@@ -33,7 +33,7 @@ def rebuild(
     from catalog.catalog import rebuild as run
 
     run(home)
-    typer.echo(f"{home / 'catalog.duckdb'} made again")
+    typer.echo(f"the catalog of {home} made again")
 
 
 @app.command()
@@ -71,14 +71,31 @@ def gc(
     home: Home,
     keep: Annotated[int | None, typer.Option(help="Keep so many of the newest snapshots; default: all.")] = None,
     grace: Annotated[float, typer.Option(help="Hours for which files are left alone.")] = 24,
+    copies: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", help="Of a home in a bucket: also drop copies of shards unused here for so long."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only say what would go.")] = False,
 ) -> None:
-    """Give back the room of snapshots that are not kept and of what killed workers left; never what one names."""
-    from catalog.gc import collect, collectable
+    """Give back the room of snapshots that are not kept and of what killed workers left; never what one names.
 
+    With the last snapshot that holds a sample goes what reviewers decided about it.
+    """
+    from catalog.gc import collect, collectable, drop_copies
+
+    dropped = []
+    if copies is not None:
+        files, size = drop_copies(home, datetime.timedelta(days=copies).total_seconds(), dry_run=not yes)
+        dropped.append(f"{files} copies on this machine, {size / 1e6:.1f} MB, which the bucket keeps")
     garbage = (collect if yes else collectable)(home, keep, datetime.timedelta(hours=grace).total_seconds())
-    what = (
+    what = [
         f"{len(garbage.builds)} builds, {len(garbage.manifests)} manifests, {len(garbage.shards)} shards, "
-        f"{garbage.bytes / 1e6:.1f} MB"
-    )
-    typer.echo(f"removed {what}" if yes else f"would remove {what}; --yes does it")
+        f"{len(garbage.reports)} files of reports, {garbage.bytes / 1e6:.1f} MB"
+    ]
+    if garbage.decisions:
+        numbers = ", ".join(map(str, garbage.decisions))
+        what.append(f"{len(garbage.decisions)} decisions about samples that no snapshot holds any more ({numbers})")
+    if garbage.uploads:
+        what.append(f"{len(garbage.uploads)} uploads that never ended")
+    for line in what + dropped:
+        typer.echo(f"removed {line}" if yes else f"would remove {line}; --yes does it")

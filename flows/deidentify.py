@@ -25,9 +25,10 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.options import Home
 from infra.errors import ConfigError, Dropped, ItemError, Terminal
 from infra.keys import pseudonym, sha256
-from infra.settings import default_home, pseudonym_key
+from infra.settings import pseudonym_key
 from infra.storage import sweep, walk, write_atomic, write_bytes
 from transforms.deid.engine import Deidentified, deidentify_file
 from transforms.deid.faces import Geometry, Verdict, check_public, face_in, geometry_of, series_of
@@ -71,13 +72,13 @@ class _Seen:
 def deid(
     src: Annotated[Path, typer.Argument(help="A folder of DICOM files, or one file.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
-    home: Annotated[Path, typer.Option("--home", help="Folder that holds the key.", default_factory=default_home)],
+    home: Home,
     option: Annotated[list[str], typer.Option(help=f"An option of the profile: {', '.join(OPTIONS)}.")] = [],  # noqa: B006
     public: Annotated[bool, typer.Option("--public", help="Refuse scans that could show a face.")] = False,
     defaced: Annotated[bool, typer.Option("--defaced", help="The scans were defaced before.")] = False,
     mapping: Annotated[Path | None, typer.Option(help="Private folder for the tables of old and new ids.")] = None,
 ) -> None:
-    """Write DICOM files again without who they show, and report every action."""
+    """Write DICOM files again without who they show, and report every action. HOME holds the key of pseudonyms."""
     totals = deidentify_folder(src, out, pseudonym_key(home), Profile.of(*option), public, defaced, mapping)
     typer.echo(f"{totals}; see {out / 'report'}")
     raise typer.Exit(1 if totals.quarantined else 0)

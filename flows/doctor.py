@@ -1,7 +1,8 @@
 """`medloom doctor`: looks at what a build stands on, without a network, and says what to do.
 
 The invariants: a check is a pure function of facts (flows/doctor_facts.py gathers them), so each of its answers can be
-tested; nothing is changed, fetched or sent, and nothing outside this machine is asked unless --online says so.
+tested; nothing is changed, fetched or sent, and nothing outside this machine is asked unless --online says so, or the
+home lies in a bucket: its records are read there.
 
     ok        disk: 812.4 GB free, about 3.1 GB are left to write
     warning   endpoint caption: http://127.0.0.1:9014/v1 does not answer
@@ -17,12 +18,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from infra.settings import default_home
+from flows.options import Home
 
 Level = Literal["ok", "warning", "problem"]
 GB = 1e9
@@ -375,7 +375,7 @@ def judged(facts: Facts) -> list[Finding]:
 
 
 def doctor(
-    home: Annotated[Path, typer.Option("--home", help="Folder of the dataset.", default_factory=default_home)],
+    home: Home,
     recipe: Annotated[str | None, typer.Option(metavar="RECIPE", help="Look at what this recipe needs, too.")] = None,
     set: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="Change the recipe.")] = [],  # noqa: B006
     online: Annotated[bool, typer.Option("--online", help="Also try addresses beyond this machine.")] = False,

@@ -18,6 +18,7 @@ and the server's address are boto3's own: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_K
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +34,8 @@ import stamina
 
 from infra import keys
 from infra.errors import ConfigError, Terminal, Transient
-from infra.s3 import Bucket, Pieces
+from infra.pieces import Pieces
+from infra.s3 import Begun, Bucket
 from infra.storage import draft_of, file_sha256
 
 NOTE = ".remote.json"
@@ -117,11 +119,14 @@ def _homes(_: str | None) -> tuple[str, ...]:
     return f"{homes}{os.sep}", f"{homes.resolve()}{os.sep}"
 
 
-def send(draft: Path, path: Path) -> None:
-    """Put a finished draft under the key of `path`, where that is shared with others; else nothing is to do."""
+def send(draft: Path, path: Path, sha256: str | None = None) -> None:
+    """Put a finished draft under the key of `path`, where that is shared with others; else nothing is to do.
+
+    `sha256` is its hash where that is known already.
+    """
     found = remote(path)
     if found and SHARED.fullmatch(key := found.key(path)):
-        digest = file_sha256(draft)
+        digest = sha256 or file_sha256(draft)
         _patiently(lambda: found.bucket.upload(key, draft, digest))
 
 
@@ -217,6 +222,57 @@ def discard(home: Path, paths: Sequence[str]) -> None:
         _patiently(lambda: found.bucket.remove(paths))
     for path in paths:
         (home / path).unlink(missing_ok=True)
+
+
+def unfinished(home: Path, age_s: float) -> list[Begun]:
+    """Uploads to a home's bucket that began so many seconds ago or earlier and have not ended: their processes died.
+
+    A server that does not tell of them, or may not, is no reason to stop: that is warned of.
+    """
+    if not (found := remote(home)):
+        return []
+    now = time.time()
+    try:
+        return [upload for upload in found.bucket.uploads() if now - upload.begun.timestamp() >= age_s]
+    except (Terminal, Transient) as error:
+        logging.getLogger(__name__).warning("uploads that never ended stay, they cannot be listed: %s", error)
+        return []
+
+
+def abort(home: Path, uploads: Iterable[Begun]) -> None:
+    """Give back the room of unfinished uploads."""
+    if found := remote(home):
+        for upload in uploads:
+            _patiently(partial(found.bucket.abort, upload))
+
+
+def spare(home: Path, folder: str, age_s: float) -> list[Listed]:
+    """This machine's copies of files below a folder of a home that the bucket holds too, and that nobody read or wrote
+    for so many seconds, as far as the file system tells (most note reading once a day, some never)."""
+    if not (found := remote(home)):
+        return []
+    now, old = time.time(), []
+    for path in sorted((home / folder).rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            seen = path.stat()
+            if (age := now - max(seen.st_atime, seen.st_mtime)) >= age_s:
+                old.append(Listed(found.key(path), seen.st_size, age))
+    with ThreadPoolExecutor(THREADS) as pool:
+        heads = pool.map(lambda file: _patiently(lambda: found.bucket.head(file.path)), old)
+        return [file for file, head in zip(old, heads, strict=True) if head and head.sha256 and head.size == file.bytes]
+
+
+def evict(home: Path, files: Iterable[Listed]) -> list[Listed]:
+    """Remove those of these copies whose very bytes the bucket holds; returns them. `local` fetches them again."""
+    gone = []
+    if found := remote(home):
+        for file in files:
+            path = home / file.path
+            head = _patiently(partial(found.bucket.head, file.path))
+            if head and path.is_file() and head.sha256 == file_sha256(path):
+                path.unlink()
+                gone.append(file)
+    return gone
 
 
 def source(address: str, refresh: bool = False) -> Path:

@@ -32,6 +32,7 @@ from typing import IO, Any
 from infra import telemetry
 from infra.errors import ConfigError, ItemError, MedloomError, Terminal, Transient
 from infra.keys import sha256
+from infra.pieces import Pieces
 
 
 class Conflict(MedloomError):
@@ -46,7 +47,7 @@ PART = 16 << 20
 MAX_BYTES = 128 << 20
 """What `get` takes into memory unless it is told otherwise."""
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#]*))?")
-_MISSING = ("NoSuchKey", "404", "NotFound")
+_MISSING = ("NoSuchKey", "NoSuchUpload", "404", "NotFound")
 _DENIED = ("AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled")
 _CHANGED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 _EXPIRED = ("ExpiredToken", "RequestExpired", "TokenRefreshRequired")
@@ -73,30 +74,13 @@ class Stat:
     written: datetime
 
 
-class Pieces(io.RawIOBase):
-    """An object that is read in pieces, as a file: for a few columns of a large Parquet file."""
+@dataclass(frozen=True)
+class Begun:
+    """An upload in parts that was neither completed nor aborted; its parts are paid for."""
 
-    def __init__(self, bucket: Bucket, key: str, size: int) -> None:
-        self._bucket, self._key, self._size, self._at = bucket, key, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._bucket.piece(self._key, self._at, min(len(buffer), self._size - self._at))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    key: str
+    id: str
+    begun: datetime
 
 
 @dataclass(frozen=True)
@@ -190,7 +174,7 @@ class Bucket:
         there = self.head(key)
         if there is None:
             raise Terminal("FILE_MISSING", f"{self._named(key)} is not in the bucket")
-        return Pieces(self, key, there.size)
+        return Pieces(lambda start, length: self.piece(key, start, length), there.size)
 
     def piece(self, key: str, start: int, length: int) -> bytes:
         """So many bytes of an object from a place on. Raises as `get` does."""
@@ -253,6 +237,24 @@ class Bucket:
                 answer = self._client().delete_objects(Bucket=self.name, Delete={"Objects": names, "Quiet": True})
             for error in answer.get("Errors", ()):
                 raise self._error(error["Key"].removeprefix(self.prefix), error["Code"])
+
+    def uploads(self) -> Iterator[Begun]:
+        """Uploads in parts that are under way, or were left by processes that died. Raises as `get` does."""
+        asked = {"Bucket": self.name, "Prefix": self.prefix}
+        with self._errors(""):
+            for page in self._client().get_paginator("list_multipart_uploads").paginate(**asked):
+                for entry in page.get("Uploads", ()):
+                    yield Begun(entry["Key"].removeprefix(self.prefix), entry["UploadId"], entry["Initiated"])
+
+    def abort(self, upload: Begun) -> None:
+        """Remove what came of an upload; one that has ended meanwhile is no error. Raises as `get` does."""
+        try:
+            with self._errors(upload.key):
+                asked = {"Bucket": self.name, "Key": self.prefix + upload.key, "UploadId": upload.id}
+                self._client().abort_multipart_upload(**asked)
+        except Terminal as error:
+            if error.code != "FILE_MISSING":
+                raise
 
     def _receive(self, key: str, sink: IO[bytes], md5: str | None, max_bytes: int | None, **asked: str) -> str:
         problem: ItemError | None = None

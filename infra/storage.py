@@ -12,11 +12,12 @@ import importlib.util
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from infra.errors import ConfigError
 from infra.keys import sha256
@@ -65,19 +66,21 @@ def publish(draft: Path, path: Path) -> None:
     _sync(path.parent)
 
 
-def publish_all(drafts: Sequence[tuple[Path, Path]], last: tuple[Path, Path]) -> None:
+def publish_all(
+    drafts: Sequence[tuple[Path, Path]], last: tuple[Path, Path], sha256: Mapping[Path, str] = MappingProxyType({})
+) -> None:
     """Move finished drafts to their names, and then the last one, which vouches for the others.
 
     Files are on the disk before they have their names, and those before the last one has its own; they are waited for
     at once: a file system commits many syncs in the time of one. The move of the last is on the disk after `settle`
-    of its folder; a power cut before that takes it back, and with it all that it vouched for. Raises Transient when a
-    bucket stays out of reach.
+    of its folder; a power cut before that takes it back, and with it all that it vouched for. `sha256` is known of some
+    of their names. Raises Transient when a bucket stays out of reach.
     """
     from infra import mirror
 
     settle(last[0], *(draft for draft, _ in drafts))
     for draft, path in drafts:
-        mirror.send(draft, path)
+        mirror.send(draft, path, sha256.get(path))
         os.replace(draft, path)
     settle(*dict.fromkeys(path.parent for _, path in drafts))
     mirror.send(*last)

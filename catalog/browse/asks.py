@@ -1,7 +1,8 @@
 """What the pages ask the catalog: every question fenced, with a time limit, and with errors as words.
 
-The invariant: a condition is tried as one expression over `images`, as an export's is, before it becomes part of a
-question, which has a time limit; an id is never written into SQL but as a quoted literal.
+The invariant: a condition passes the fence (catalog/fence.py) and is tried as one expression over `images`, as an
+export's is, before it becomes part of a question, which has a time limit; an id is never written into SQL but as a
+quoted literal.
 
 >>> page_of(home, "modality = 'CT'", page=1)
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.catalog import CatalogError, query, reader
+from catalog.fence import require_condition
 
 SECONDS = 10.0
 PER_PAGE = 24
@@ -59,13 +61,16 @@ def literal(text: str) -> str:
 
 
 def condition(home: Path, where: str, at: int | None) -> str:
-    """The condition, in brackets, once it was read as one expression. Raises CatalogError with DuckDB's words."""
+    """The condition, in brackets, once it was read as one expression that asks no more than a question may.
+
+    Raises CatalogError with what it may not ask, or with DuckDB's words.
+    """
     import duckdb
 
     where = where.strip() or EVERYTHING
-    literal(where)
     with reader(home, at) as con:
         try:
+            require_condition(con, where)
             con.view("images").filter(where)
         except duckdb.Error as error:
             raise CatalogError(f"this is no condition over images: {error}") from None

@@ -29,7 +29,7 @@ from catalog.builds import Build, numbers, read_build
 from catalog.manifest import Manifest
 from catalog.schema import LAYERS
 from catalog.shards import ShardWriter
-from catalog.views import FORMAT, TABLES, make_tables, make_views
+from catalog.views import FORMAT, NEW, TABLES, make_tables, make_views
 
 CHUNK = 500_000
 THREADS = 2
@@ -100,13 +100,22 @@ def make(home: Path, samples: int, shards: int) -> None:
         path.parent.mkdir()
         con.execute(f"ATTACH '{path}' AS rows_000001")
         make_tables(con, "rows_000001")
-        for start in range(0, samples, CHUNK):
-            stop = min(start + CHUNK, samples)
-            at = {"samples": samples, "per_shard": per_shard, "start": start, "stop": stop}
-            con.execute(f"INSERT INTO rows_000001.images_rows BY NAME {IMAGES.format(**at)}")
-            for n, (layer, select) in enumerate(OTHERS.items(), 1):
-                shard = f", ({n * shards} + 1 + i // {per_shard})::INTEGER AS shard_id FROM range({start}, {stop}) t(i)"
-                con.execute(f"INSERT INTO rows_000001.{layer}_rows BY NAME {select}{shard}")
+        for n, (layer, select) in enumerate({"images": IMAGES, **OTHERS}.items()):
+            at = f", ({n * shards} + 1 + i // {per_shard})::INTEGER AS shard_id FROM range({{start}}, {{stop}}) t(i)"
+            select = select if n == 0 else f"{select}{at}"
+            con.execute(f"ATTACH '{path}.unsorted' AS unsorted")
+            make_tables(con, "unsorted")
+            for start in range(0, samples, CHUNK):
+                values = select.format(
+                    samples=samples, per_shard=per_shard, start=start, stop=min(start + CHUNK, samples)
+                )
+                con.execute(f"INSERT INTO unsorted.{layer}_rows BY NAME {values}")
+            con.execute(
+                f"INSERT INTO rows_000001.{layer}_rows SELECT * FROM unsorted.{layer}_rows "
+                f"ORDER BY {segments.order(layer)}"
+            )
+            con.execute("DETACH unsorted")
+            path.with_name(f"{path.name}.unsorted").unlink()
         con.execute("CHECKPOINT rows_000001; DETACH rows_000001")
         con.execute(f"ATTACH '{path}' AS rows_000001 (READ_ONLY)")
         con.execute("INSERT INTO segments VALUES ('rows_000001', ?)", [samples * len(LAYER_OF)])
@@ -127,7 +136,8 @@ def make(home: Path, samples: int, shards: int) -> None:
         units = tuple(p for (p,) in con.execute("SELECT path FROM units ORDER BY path").fetchall())
         con.execute("INSERT INTO builds VALUES (1, 'snapshot', 'big', '2026-01-01T00:00:00+00:00')")
         con.execute("INSERT INTO build_units SELECT 1, id FROM units")
-        make_views(con, ["rows_000001"])
+        segments.attach(con, home)
+        make_views(con, [NEW, "rows_000001"])
     (home / "builds").mkdir()
     Build(
         number=1, status="snapshot", name="big", recipe={}, units=units, validations=(),

@@ -6,6 +6,7 @@ A machine is a working folder of its own (MEDLOOM_WORK).
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,17 @@ import pytest
 from s3server import KEY, SECRET, Server, s3_server
 from sources import make_images
 from test_build import run, shards
+from typer.testing import CliRunner
 
 from catalog import catalog, decisions
-from catalog.gc import collect
+from catalog.gc import collect, collectable, drop_copies
 from catalog.verify import manifests, problems
+from flows.cli import app
 from infra import mirror
-from infra.errors import ConfigError
+from infra.errors import ConfigError, Terminal
+from infra.s3 import Bucket
 from infra.settings import pseudonym_key
+from infra.storage import file_sha256
 
 RECIPE = """
 name: pictures
@@ -119,8 +124,67 @@ def test_garbage_goes_from_the_bucket_and_nothing_that_a_snapshot_names(
     assert orphan in garbage.shards and orphan not in after
     assert not set(garbage.shards) & set(after) and not set(garbage.manifests) & set(after)
     assert {k for k in after if k.startswith("builds/")} == {"builds/000002.json"}
-    assert set(before) - set(after) == {"builds/000001.json", *garbage.shards, *garbage.manifests} & set(before)
+    went = {"builds/000001.json", *garbage.shards, *garbage.manifests, *garbage.reports}
+    assert {k for k in set(before) - set(after) if not k.startswith("segments/")} == went & set(before)
     assert not [line for unit in manifests(home) for line in problems(home, unit)]
+
+
+def test_uploads_that_never_ended_are_aborted_once_they_are_old(
+    server: Server, machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = bucket(server, "uploads")
+    home = mirror.home_of(address)
+    for key in ("dataset/shards/images/pictures/a.parquet", "dataset/manifests/b.json", "elsewhere/c"):
+        begun = server.client.create_multipart_upload(Bucket="uploads", Key=key)
+        server.client.upload_part(
+            Bucket="uploads", Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=b"left by a process that died"
+        )
+    assert collect(home, grace_s=3600).uploads == () and len(server.uploads("uploads")) == 3
+    told = CliRunner().invoke(app, ["catalog", "gc", "--home", address, "--grace", "0"]).stdout
+    assert "would remove 2 uploads that never ended" in told and len(server.uploads("uploads")) == 3
+    garbage = collect(home, grace_s=0)
+    assert sorted(upload.key for upload in garbage.uploads) == ["manifests/b.json", "shards/images/pictures/a.parquet"]
+    assert server.uploads("uploads") == ["elsewhere/c"], "what is not of this home is nobody's business"
+    mirror.abort(home, garbage.uploads)  # somebody else was faster
+    machine.setattr(Bucket, "uploads", refused)
+    assert collectable(home, grace_s=0).uploads == (), "a server that does not tell of them stops nothing"
+
+
+def refused(_: Bucket) -> None:
+    raise Terminal("ACCESS_DENIED", "not allowed")
+
+
+def test_copies_that_nobody_used_go_only_where_the_bucket_has_the_same_bytes(
+    server: Server, machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = bucket(server, "copies")
+    home = mirror.home_of(address)
+    hashed: list[str] = []
+    with machine.context() as patch:
+        patch.setattr(mirror, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
+        run(recipe_in(tmp_path, str(make_images(tmp_path / "images", 6))), home)
+    before, kept = shards(home), Bucket.at(address, anonymous=False)
+    assert {name: head.sha256 for name in before if (head := kept.head(name))} == before
+    assert hashed and not [name for name in hashed if name.endswith(".parquet")], "a shard is hashed once, when written"
+    changed, lost, young, *rest = sorted(before)
+    for name in before:
+        os.utime(home / name, (0, 0) if name != young else None)
+    data = bytearray((home / changed).read_bytes())
+    data[len(data) // 2] ^= 1
+    (home / changed).write_bytes(bytes(data))
+    os.utime(home / changed, (0, 0))
+    server.remove("copies", f"dataset/{lost}")
+    gc = ["catalog", "gc", "--home", address, "--copies", "1"]
+    assert f"would remove {len(rest) + 1} copies on this machine" in CliRunner().invoke(app, gc).stdout
+    assert all((home / name).exists() for name in before)
+    assert f"removed {len(rest)} copies on this machine" in CliRunner().invoke(app, [*gc, "--yes"]).stdout
+    assert rest and set(shards(home)) == {changed, lost, young}
+    server.put("copies", {f"dataset/{lost}": (home / lost).read_bytes()})
+    (home / changed).unlink()
+    assert not [line for unit in manifests(home) for line in problems(home, unit)], "what is asked for is fetched again"
+    assert shards(home) == before
+    with pytest.raises(ConfigError, match="no copy of a bucket"):
+        drop_copies(tmp_path / "home", 0)
 
 
 def test_reviewers_on_two_machines_lose_no_decision(
@@ -139,6 +203,10 @@ def test_reviewers_on_two_machines_lose_no_decision(
         )
         assert decisions.decide(home, said) == turn + 1
     assert decisions.read(homes[0]) == decisions.read(homes[1]) and decisions.count(homes[0]) == 4
+    decisions.withdraw(homes[0], [2, 4])
+    for home in homes:
+        assert [d.about for d in decisions.read(home)] == ["text:0", "text:2"]
+    assert decisions.decide(homes[1], said) == 5, "no number is given twice"
 
 
 def test_a_source_in_a_bucket_is_read_and_followed(

@@ -1,4 +1,5 @@
-"""A dataset of PMC's bucket over two days: what was withdrawn leaves the next snapshot, the old one stays as it was."""
+"""A dataset of PMC's bucket over two days: what was withdrawn leaves the next snapshot and stays in the old one, until
+that is given up: then nothing of it is left."""
 
 from __future__ import annotations
 
@@ -9,8 +10,11 @@ from typing import Any
 from pmcbucket import Place, Version
 from s3server import Proxy, s3_server
 from test_build import run, shards
+from typer.testing import CliRunner
 
-from catalog.catalog import query, rebuild
+from catalog import decisions
+from catalog.catalog import query, reader, rebuild
+from flows.cli import app
 
 RECIPE = """
 name: figures
@@ -34,6 +38,33 @@ def articles(home: Path, at: int) -> set[tuple[str, str]]:
     return {(row["article_id"], row["v"]) for row in found}
 
 
+def decide(home: Path, article: str) -> int:
+    """A reviewer writes a caption of the article's first picture anew; returns the number of the decision."""
+    sql = "SELECT t.* FROM texts t JOIN images USING (sample_id) WHERE article_id = '{}' ORDER BY text_id LIMIT 1"
+    (text,) = query(home, sql.format(article)).to_pylist()
+    return decisions.decide(home, decisions.Decision(
+        reviewer=decisions.reviewer(home, "Ada"), sample_id=text["sample_id"], about=f"text:{text['text_id']}",
+        seen=decisions.seen_text(text["text"]), verdict="correct", text=f"Rather: {text['text']}",
+    ))
+
+
+def samples(home: Path) -> set[str]:
+    """Of all rows of texts that the catalog can be asked for, of whatever snapshot."""
+    with reader(home) as con:
+        tables = con.execute("SELECT database_name, schema_name, table_name FROM duckdb_tables() "
+                             "WHERE table_name LIKE 'texts%'").fetchall()
+        views = [("temp", "main", name) for (name,) in con.execute(
+            "SELECT view_name FROM duckdb_views() WHERE database_name = 'temp' AND view_name LIKE 'texts%'").fetchall()]
+        found = [con.execute(f"SELECT DISTINCT sample_id FROM {'.'.join(name)}").fetchall() for name in tables + views]
+    return {sample for rows in found for (sample,) in rows}
+
+
+def naming(home: Path, samples: set[str]) -> list[Path]:
+    """Decisions and reports that name any of these samples."""
+    files = [path for folder in ("decisions", "reports") for path in (home / folder).rglob("*") if path.is_file()]
+    return [path for path in files if any(sample.encode() in path.read_bytes() for sample in samples)]
+
+
 def test_what_is_withdrawn_leaves_the_next_snapshot_with_a_reason(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with s3_server(tmp_path / "s3") as server, Proxy(server.endpoint) as proxy:
@@ -46,6 +77,10 @@ def test_what_is_withdrawn_leaves_the_next_snapshot_with_a_reason(tmp_path: Path
         again, ran = run(recipe, home)
         assert again.number == first.number and ran == []
         old_shards, old = shards(home), articles(home, 1)
+        for article in ("PMC1", "PMC5", "PMC4"):
+            decide(home, article)
+        withdrawn = {row["sample_id"] for row in query(
+            home, "SELECT sample_id FROM images WHERE article_id IN ('PMC1', 'PMC3', 'PMC4')").to_pylist()}
         assert len(fetched) == len(set(fetched)) and old == {(f"PMC{n}", "1") for n in range(1, 9)}
 
         place.publish(AFTER, "2026-01-19T01-00Z")
@@ -66,3 +101,14 @@ def test_what_is_withdrawn_leaves_the_next_snapshot_with_a_reason(tmp_path: Path
         assert articles(home, 1) == old
         rebuild(home)
     assert old_shards.items() <= shards(home).items()
+
+    gc = ["catalog", "gc", "--home", str(home), "--keep", "1", "--grace", "0"]
+    said = "2 decisions about samples that no snapshot holds any more (1, 3)"
+    assert withdrawn <= samples(home) and {path.parent.name for path in naming(home, withdrawn)} == {
+        "decisions", "000001"
+    }
+    assert f"would remove {said}" in CliRunner().invoke(app, gc).stdout
+    assert f"removed {said}" in CliRunner().invoke(app, [*gc, "--yes"]).stdout
+    (left,) = decisions.read(home)
+    assert left.sample_id not in withdrawn and articles(home, 2) == new
+    assert samples(home) and not samples(home) & withdrawn and naming(home, withdrawn) == []

@@ -85,12 +85,36 @@ def test_a_condition_filters_as_an_export_does(home: Path) -> None:
 
 
 @pytest.mark.parametrize("where", [
-    "nonsense = 1", "true) UNION (SELECT 1", "true; DROP TABLE x", "(SELECT", "a\0b", "1 = (SELECT count(*) FROM "
-    "read_csv('/etc/passwd'))",
+    "nonsense = 1", "true) UNION (SELECT 1", "true; DROP TABLE x", "(SELECT", "a\0b", "true, true",
+    "true FROM images", "true) ORDER BY (1", "sum(width) > 3",
 ])
 def test_a_wrong_condition_is_told_in_words(home: Path, where: str) -> None:
     response = get(home, where=where)
     assert response.status == 400 and Page(response).of("p", "role").count("alert") == 1
+
+
+@pytest.mark.parametrize(("where", "refused"), [
+    ("1 = (SELECT count(*) FROM read_csv('/etc/passwd'))", r"read_csv\(\) is not for questions, which may use layers"),
+    ("sample_id IN (SELECT content FROM read_text('/etc/passwd'))", r"read_text\(\) is not for questions"),
+    ("EXISTS (FROM '/etc/passwd')", "'/etc/passwd' is no table"),
+    ("EXISTS (FROM query('SELECT 1'))", r"query\(\) is not for questions"),
+    ("EXISTS (FROM duckdb_settings())", r"duckdb_settings\(\) is not for questions"),
+    ("EXISTS (FROM images, LATERAL (FROM glob('/etc/*')))", r"glob\(\) is not for questions"),
+    ("current_setting('threads') > 0", r"current_setting\(\) is not for questions"),
+    ("sleep_ms(5000)", r"sleep_ms\(\) is not for questions"), ("write_log('x') IS NULL", r"write_log\(\) is not for"),
+    ("getenv('HOME') = 'x'", r"getenv\(\) is not for questions"),
+    ("true) UNION ALL (FROM read_text('/etc/passwd')", r"read_text\(\) is not for questions"),
+    ("true); COPY images TO '/tmp/x'; SELECT (1", "one SELECT at a time"),
+])
+def test_a_condition_may_ask_what_a_question_may(
+    home: Path, monkeypatch: pytest.MonkeyPatch, where: str, refused: str
+) -> None:
+    """And is refused before DuckDB looks at what it names: on the page, in each place that takes a condition."""
+    monkeypatch.setattr(asks, "query", None)  # nothing is asked
+    response = get(home, where=where)
+    assert response.status == 400 and re.search(refused, Page(response).text), Page(response).text
+    walked = get(home, "sample", where=where, n="0")
+    assert walked.status == 404 and re.search(refused, Page(walked).text), Page(walked).text
 
 
 def test_a_free_question_is_fenced_limited_and_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

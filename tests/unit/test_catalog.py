@@ -89,7 +89,7 @@ def test_each_layer_has_the_columns_of_the_schema(home: Path, layer: str) -> Non
         "SELECT * FROM range(3)", "FROM images PIVOT (count(*) FOR modality IN ('CT', 'DX') GROUP BY source)",
         "SELECT label, count(*) FROM rois JOIN images USING (sample_id) GROUP BY ALL ORDER BY ALL",
         "SELECT column_name FROM duckdb_columns() WHERE table_name = 'samples'",
-        "SELECT * FROM images_rows", "SELECT u.path FROM units u JOIN shards s ON s.unit = u.id",
+        "SELECT * FROM shards", "SELECT u.path FROM units u JOIN shards s ON s.unit = u.id",
     ],
 )
 def test_reads_are_answered(home: Path, sql: str) -> None:
@@ -239,7 +239,7 @@ def rows_of(home: Path) -> dict[str, list[dict[str, object]]]:
 def test_rebuilt_from_the_files_it_answers_as_before(own: Path) -> None:
     before = rows_of(own)
     with writer(own) as con:
-        con.execute("DELETE FROM texts_rows; UPDATE images_rows SET width = 1")
+        con.execute("DELETE FROM shards WHERE layer = 'texts'; UPDATE units SET kept = 0")
     assert number_of(own, "SELECT count(*) FROM texts") == 0
     with reader(own) as old:
         catalog.rebuild(own)

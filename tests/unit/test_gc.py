@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 from makehome import make_home
+from typer.testing import CliRunner
 
-from catalog import catalog, gc
+from catalog import catalog, decisions, gc, segments
 from catalog.builds import builds
 from catalog.catalog import query
 from catalog.gc import Garbage, building, collect, collectable
 from catalog.manifest import scan
+from catalog.schema import LAYERS
 from catalog.verify import manifests, problems
+from catalog.views import all_rows
+from flows.cli import app
 from infra.errors import ConfigError
+from infra.keys import key
+
+GONE, STAYS = key("sample", "CT", 0), key("sample", "XC", 0)
+"""A sample of the source that only the first snapshot holds, and one of the source that all hold."""
 
 
 @pytest.fixture
@@ -111,3 +119,84 @@ def test_a_collection_that_is_killed_goes_on_next_time(home: Path, monkeypatch: 
 def test_at_least_one_snapshot_is_kept(home: Path) -> None:
     with pytest.raises(ConfigError, match="at least one"):
         collectable(home, keep=0)
+
+
+def decide(home: Path, sample: str, words: str) -> int:
+    said = decisions.Decision(
+        reviewer="r-00000001", sample_id=sample, about="text:t", seen="0" * 24, verdict="correct", text=words,
+    )
+    return decisions.decide(home, said)
+
+
+def test_decisions_about_a_sample_go_with_the_last_snapshot_that_holds_it(home: Path) -> None:
+    for sample, words in ((GONE, "quoted"), (STAYS, "kept"), (GONE, "quoted again")):
+        decide(home, sample, words)
+    assert collectable(home, grace_s=0).decisions == () == collectable(home, keep=1).decisions, "held, or young"
+    (home / "reports" / "000001").mkdir(parents=True)
+    (home / "reports" / "000001" / "index.html").write_text("quoted too")
+    told = CliRunner().invoke(app, ["catalog", "gc", "--home", str(home), "--keep", "1", "--grace", "0"]).stdout
+    assert "would remove 2 decisions about samples that no snapshot holds any more (1, 3)" in told
+    assert len(decisions.read(home)) == 3
+    garbage = collect(home, keep=1, grace_s=0)
+    assert (garbage.decisions, garbage.reports) == ((1, 3), ("reports/000001/index.html",))
+    assert [d.text for d in decisions.read(home)] == ["kept"] and not (home / garbage.reports[0]).exists()
+    assert not [p for p in home.rglob("*") if p.is_file() and b"quoted" in p.read_bytes()]
+    assert decide(home, STAYS, "new") == 4, "the number of one that was withdrawn is not given again"
+    assert collect(home, keep=1, grace_s=0).decisions == ()
+
+
+def test_decisions_stay_while_the_catalog_does_not_know_all_that_is_kept(home: Path) -> None:
+    decide(home, GONE, "of a sample that comes back")
+    builds(home)[0].model_copy(update={"number": 5}).write(home)  # and its process was killed here
+    assert collect(home, keep=1, grace_s=0).decisions == () and len(decisions.read(home)) == 1
+    catalog.refresh(home)
+    assert collect(home, keep=1, grace_s=0).decisions == () and len(decisions.read(home)) == 1
+
+
+def rows_named(home: Path) -> int:
+    """Rows of the source that is gone, under the names of tables that people may ask as well."""
+    of = "shard_id NOT IN (SELECT s.id FROM shards s JOIN units u ON s.unit = u.id WHERE u.source = 'photos')"
+    with catalog.reader(home) as con:
+        return sum(
+            con.execute(f"SELECT count(*) FROM ({all_rows(layer, segments.names(con))}) WHERE {of}").fetchone()[0]
+            for layer in LAYERS
+        )
+
+
+@pytest.mark.parametrize("spill", [segments.SPILL, 0])
+def test_the_index_forgets_what_goes_also_in_segments(
+    home: Path, monkeypatch: pytest.MonkeyPatch, spill: int
+) -> None:
+    monkeypatch.setattr(segments, "SPILL", spill)
+    catalog.rebuild(home)
+    photos, before = builds(home)[-1], query(home, "SELECT * FROM texts ORDER BY ALL").to_pylist()
+    assert rows_named(home) > 0 and bool(list(home.glob("segments/rows_*"))) == (spill == 0)
+    collect(home, keep=1, grace_s=0)
+    assert rows_named(home) == 0 and query(home, "SELECT count(*) AS n FROM units").to_pylist() == [{"n": 2}]
+    assert query(home, "SELECT * FROM texts ORDER BY ALL").to_pylist() == before
+    photos.model_copy(update={"number": 9}).write(home)
+    catalog.refresh(home)
+    assert query(home, "SELECT * FROM texts ORDER BY ALL").to_pylist() == before
+
+
+def test_a_segment_that_was_to_be_written_again_is_by_the_next_writer(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a shard that came in between has no number of one whose rows still stand there."""
+    monkeypatch.setattr(segments, "SPILL", 0)
+    catalog.rebuild(home)
+    with monkeypatch.context() as patch, catalog.writer(home) as con:
+        patch.setattr(segments, "spill", lambda con, home: False)  # killed there
+        con.execute("DELETE FROM builds WHERE number < 4; DELETE FROM build_units WHERE build < 4")
+        segments.forget(con)
+    for path in (home / "builds").glob("00000[123].json"):
+        path.rename(tmp_path / path.name)
+    monkeypatch.setattr(segments, "SPILL", 10**6)
+    again = (tmp_path / "000001.json").read_text().replace('"number": 1', '"number": 5')
+    (home / "builds" / "000005.json").write_text(again)
+    catalog.refresh(home)
+    assert query(home, "SELECT count(*) AS n, count(DISTINCT sample_id) AS ids FROM images").to_pylist() == [
+        {"n": 12, "ids": 12}
+    ]
+    with catalog.reader(home) as con:
+        assert con.execute("SELECT min(rows) >= 0 FROM segments").fetchone() == (True,)
