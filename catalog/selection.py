@@ -2,8 +2,9 @@
 
 The list of sample ids is the reproducible thing: a snapshot's number and a condition (that is not itself random) pick
 the same samples each time, and rows come in one order: by source, by shard, by place in the shard. `sha256` names the
-set of samples alone, so it also stays when they are stored in other shards. Rows are streamed: memory holds the ids,
-one row group of pictures, and what is said about the samples of one partition.
+set of samples alone, so it also stays when they are stored in other shards. Rows are streamed: memory holds one row
+group of pictures, what is said about the samples of two partitions, and a count for each shard; the ids wait in a file
+(catalog/idlists.py), and questions that need more than MEMORY go on on the disk.
 
 Under a licence policy, samples whose image does not fit are refused, and so are those of retracted articles; of the
 samples that stay, labels, regions and texts that do not fit are left out. Null is unknown, and unknown fits `all` only.
@@ -14,10 +15,12 @@ samples that stay, labels, regions and texts that do not fit are left out. Null 
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +31,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.catalog import CatalogError, reader
+from catalog.fence import close_off, require_condition
+from catalog.idlists import BATCH, IdLists, sha256_sorted, sorted_by
+from catalog.index import index_of
 from catalog.licences import Policy, class_of
 from catalog.schema import LAYERS
+from catalog.segments import quoted
 from infra import mirror
 from infra.errors import ConfigError
 from infra.inflight import in_order
@@ -39,22 +46,39 @@ from infra.storage import file_sha256
 ALL = Policy()
 ABOUT = ("labels", "rois", "texts")
 """Layers that travel with a sample."""
+MEMORY = "512MB"
+"""For a question about all samples, unless MEDLOOM_SQL_MEMORY says otherwise; beyond it, the disk is used. In so much,
+DuckDB joined 25 million samples with as many groups; in 128 MB it gave up."""
 _MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHARDS_ABOUT = """
+SELECT 'images' AS layer, path, sha256 FROM shards WHERE path = $shard UNION ALL
 SELECT other.layer, other.path, other.sha256 FROM shards mine
 JOIN current_units ingest ON mine.unit = ingest.id
 JOIN current_units unit ON unit.source = ingest.source AND unit.partition = ingest.partition
 JOIN shards other ON other.unit = unit.id
-WHERE mine.path = ? AND NOT unit.quarantined ORDER BY other.path
+WHERE mine.path = $shard AND NOT unit.quarantined AND other.layer <> 'images' ORDER BY path
 """
-"""What is said about a sample lies in shards of its own partition: no scan of whole layers for each shard."""
+"""A shard of images, and those of its partition, in which all that is said about its samples lies."""
 _JUDGED = """
 SELECT i.sample_id, i.source, i.shard, i.article_id, i.licence_image, i.licence_annotation,
   coalesce(a.retracted, false) AS retracted
 FROM picked i LEFT JOIN (SELECT article_id, bool_or(retracted) AS retracted FROM articles GROUP BY article_id) a
 USING (article_id)
 """
+_NUMBERED = pa.schema([("shard", pa.string()), ("number", pa.int32())])
+_BY_SHARD = "SELECT n.number, t.sample_id FROM taken t JOIN numbered n USING (shard)"
+_LEFT_OUT = """
+SELECT 'labels' AS layer, t.licence_annotation AS code, count(*) AS n FROM labels JOIN taken t USING (sample_id)
+  WHERE {annotation} GROUP BY ALL
+UNION ALL SELECT 'rois', t.licence_annotation, count(*) FROM rois JOIN taken t USING (sample_id)
+  WHERE {annotation} AND origin <> 'predicted' GROUP BY ALL
+UNION ALL SELECT 'texts', x.licence, count(*) FROM texts x SEMI JOIN taken USING (sample_id)
+  WHERE {text} GROUP BY ALL
+ORDER BY ALL
+"""
+_About = dict[str, pa.Table]
+"""Layer -> its rows about the samples of one partition."""
 
 
 @dataclass(frozen=True)
@@ -117,30 +141,63 @@ class Selection:
             raise CatalogError(f"{self.home} has no snapshot, only refused builds; {self.home / 'builds'} says why")
         return int(number)
 
-    @cached_property
-    def _judged(self) -> tuple[pa.Table, Counter[str]]:
-        """(shard, samples) of what is taken, one row a shard, ids in Arrow, which takes a third of what Python strings
-        do; and how many samples were refused, by reason."""
+    @contextmanager
+    def _asking(self) -> Iterator[Any]:
+        """A connection such as catalog.reader gives, for questions about all samples, in little memory."""
         import duckdb
 
-        with reader(self.home, self.snapshot) as con:
+        index, memory, number = index_of(self.home), os.environ.get("MEDLOOM_SQL_MEMORY", MEMORY), self.snapshot
+        opened = index.open()
+        assert opened is not None, "it has a snapshot"
+        with tempfile.TemporaryDirectory(prefix="medloom-") as spill, opened as con:
+            con.execute(f"SET memory_limit = '{memory}'; SET temp_directory = '{quoted(Path(spill))}'; SET threads = 1")
+            close_off(con, index.folders())
+            con.execute(f"SET VARIABLE snapshot = {number:d}")
             try:
-                # a relation's filter is parsed as one expression, so a condition cannot grow into another statement
-                picked = con.view("images").filter(self.where).query("picked", _JUDGED)
-                groups = picked.aggregate("licence_image, retracted, count(*) AS n", "licence_image, retracted")
-                found = groups.order("licence_image, retracted").fetchall()
-                taken = picked.filter(self._condition([code for code, _, _ in found]))
-                by_shard = taken.aggregate("source, shard, list(sample_id) AS samples", "source, shard")
-                table = by_shard.order("source, shard").project("shard, samples").to_arrow_table()
-            except duckdb.Error as error:
-                raise ConfigError(f"--where {self.where!r} is not a condition over images: {error}") from None
-        refused: Counter[str] = Counter()
-        for code, retracted, n in found:
-            if not self.policy.fits(code):
-                refused[f"image licence {code or 'unknown'}"] += n
-            elif retracted and "all" not in self.policy.words:
-                refused["retracted article"] += n
-        return table, refused
+                yield con
+            except duckdb.OutOfMemoryException as error:
+                raise CatalogError(
+                    f"a question about --where {self.where!r} takes more than {memory} of memory, or more room than "
+                    f"{spill} has: set MEDLOOM_SQL_MEMORY=4GB, or TMPDIR ({str(error).splitlines()[0]})"
+                ) from None
+
+    def _picked(self, con: Any) -> Any:
+        """Relation: what the condition picks, with the columns of _JUDGED."""
+        require_condition(con, self.where)
+        # a relation's filter is parsed as one expression, so a condition cannot grow into another statement
+        return con.view("images").filter(self.where).query("picked", _JUDGED)
+
+    @cached_property
+    def _judged(self) -> tuple[IdLists, list[tuple[str | None, bool, int]]]:
+        """What is taken, by shard, and (image licence, whether retracted, samples) of all that the condition picks."""
+        import duckdb
+
+        lists = IdLists()
+        with tempfile.TemporaryFile(prefix="medloom-") as file:
+            with self._asking() as con:
+                try:
+                    picked = self._picked(con)
+                    groups = picked.aggregate("licence_image, retracted, count(*) AS n", "licence_image, retracted")
+                    found = groups.order("licence_image, retracted").fetchall()
+                    taken = picked.filter(self._condition([code for code, _, _ in found]))
+                    order = taken.project("source, shard").distinct().order("source, shard").fetchall()
+                    shards = [shard for _, shard in order]
+                    con.register("numbered", pa.table({"shard": shards, "number": range(len(shards))}, _NUMBERED))
+                    rows = taken.query("taken", _BY_SHARD).to_arrow_reader(BATCH)
+                    with pa.ipc.new_stream(file, rows.schema) as unsorted:
+                        for batch in rows:
+                            unsorted.write_batch(batch)
+                except duckdb.OutOfMemoryException:
+                    raise
+                except (CatalogError, duckdb.Error) as error:
+                    raise ConfigError(f"--where {self.where!r} is not a condition over images: {error}") from None
+            file.seek(0)
+            for batch in sorted_by("number", pa.ipc.open_stream(file), sum(n for *_, n in found)):
+                runs, begun = pc.run_end_encode(batch["number"]), 0
+                for number, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+                    lists.add(shards[number], batch["sample_id"].slice(begun, end - begun))
+                    begun = end
+        return lists, found
 
     def _condition(self, codes: Sequence[str | None]) -> str:
         """SQL over columns of _JUDGED that is true of the samples taken."""
@@ -148,48 +205,49 @@ class Selection:
             code for code in codes
             if self.policy.fits(code) and self.pixels in (None, class_of(code) == "open")
         }
-        named = ", ".join("'" + code.replace("'", "''") + "'" for code in sorted(c for c in fit if c is not None))
-        either = [f"licence_image IN ({named})"] if named else []
-        either += ["licence_image IS NULL"] if None in fit else []
         kept = "true" if "all" in self.policy.words else "NOT retracted"
-        return f"({' OR '.join(either) or 'false'}) AND {kept}"
+        return f"{_among('licence_image', fit)} AND {kept}"
 
     @property
     def refused(self) -> Counter[str]:
         """Reason -> samples that the condition picks and the policy does not take."""
-        return self._judged[1]
+        refused: Counter[str] = Counter()
+        for code, retracted, n in self._judged[1]:
+            if not self.policy.fits(code):
+                refused[f"image licence {code or 'unknown'}"] += n
+            elif retracted and "all" not in self.policy.words:
+                refused["retracted article"] += n
+        return refused
 
-    def ask(self, sql: str) -> pa.Table:
-        """The answer of the catalog to a SELECT of ours that may name `taken`: sample_id, source, shard, article_id,
-        licence_image, licence_annotation of the samples taken."""
-        with reader(self.home, self.snapshot) as con:
-            picked = con.view("images").filter(self.where).query("picked", _JUDGED)
-            codes = [code for (code,) in picked.project("licence_image").distinct().fetchall()]
-            return picked.filter(self._condition(codes)).query("taken", sql).to_arrow_table()
+    def ask(self, sql: str) -> Iterator[dict[str, Any]]:
+        """The answer of the catalog, row by row, to a SELECT of ours that may name `taken`: sample_id, source, shard,
+        article_id, licence_image, licence_annotation of the samples taken."""
+        codes = [code for code, _, _ in self._judged[1]]
+        with self._asking() as con:
+            taken = self._picked(con).filter(self._condition(codes))
+            for batch in taken.query("taken", sql).to_arrow_reader(BATCH):
+                yield from batch.to_pylist()
 
     @property
-    def shards(self) -> pa.Table:
-        """(shard, samples): the shards of `images` in order, each with the ids taken of it, in no order."""
+    def lists(self) -> IdLists:
+        """The shards of `images` in order, each with the ids taken of it, in no order."""
         return self._judged[0]
 
     def __len__(self) -> int:
-        return sum(len(samples) for samples in self.shards["samples"])
+        return len(self.lists)
 
     @property
     def bytes(self) -> int:
         """About how much the pictures take: their share of their shards."""
-        sql = ("SELECT sum(s.bytes * t.n / s.rows) AS bytes FROM (SELECT shard, count(*) AS n FROM taken GROUP BY 1) t "
-               "JOIN shards s ON s.path = t.shard")
-        return int(self.ask(sql).to_pylist()[0]["bytes"] or 0)
+        with reader(self.home, self.snapshot) as con:
+            sizes = con.execute("SELECT path, bytes / rows FROM shards WHERE layer = 'images' AND rows > 0").fetchall()
+        each = dict(sizes)
+        return int(sum(n * each[shard] for shard, n in self.lists.counts))
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the sample ids, sorted, a line feed after each."""
-        digest = hashlib.sha256()
-        ids = pc.list_flatten(self.shards["samples"])
-        for sample in ids.take(pc.sort_indices(ids)):
-            digest.update(f"{sample}\n".encode())
-        return digest.hexdigest()
+        return sha256_sorted([self.lists])
 
     def rows(self, skip: int = 0, pictures: bool = True) -> Iterator[Row]:
         """The samples in the order of their source, shard and place in the shard, without the first so many. Without
@@ -197,29 +255,30 @@ class Selection:
 
         Raises CatalogError when a shard is gone or does not hold a sample that the catalog says it holds.
         """
-        shards = ((str(shard), ids.values) for shard, ids in zip(*self.shards.columns, strict=True))
-        return self.read(shards, skip, pictures=pictures)
+        return self.read(self.lists, skip, pictures=pictures)
 
-    def read(
-        self, shards: Iterable[tuple[str, pa.Array]], skip: int = 0, copy: int = 0, pictures: bool = True
-    ) -> Iterator[Row]:
-        """The samples of these shards, as `rows` gives them."""
-        def left() -> Iterator[tuple[str, pa.Array, int, str]]:
+    def read(self, lists: IdLists, skip: int = 0, copy: int = 0, pictures: bool = True) -> Iterator[Row]:
+        """The samples of these lists, as `rows` gives them."""
+        def left() -> Iterator[tuple[int, int, list[tuple[str, str, str]]]]:
             passed = skip
-            for shard, samples in shards:
-                if passed < len(samples):
-                    (known,) = con.execute("SELECT sha256 FROM shards WHERE path = ?", [shard]).fetchone()
-                    yield shard, samples, passed, known
-                passed = max(0, passed - len(samples))
+            for number, (shard, n) in enumerate(lists.counts):
+                if passed < n:
+                    yield number, passed, con.execute(_SHARDS_ABOUT, {"shard": shard}).fetchall()
+                passed = max(0, passed - n)
 
-        def opened(one: tuple[str, pa.Array, int, str]) -> tuple[str, pa.Array, int, Path]:
-            shard, samples, passed, known = one
-            return shard, samples, passed, self._file(shard, known)
+        def opened(one: tuple[int, int, list[tuple[str, str, str]]]) -> tuple[str, pa.Array, int, Path, _About]:
+            number, passed, files = one
+            shard, ids = lists.counts[number][0], lists[number]
+            (image,) = [self._file(path, known) for layer, path, known in files if layer == "images"]
+            return shard, ids, passed, image, {layer: self._table(layer, files) for layer in layers}
 
+        layers = (*ABOUT, "volumes") if self.volumes else ABOUT
         with reader(self.home, self.snapshot) as con:
-            for shard, samples, passed, file in in_order(opened, left(), threads=1, ahead=1):
-                about = {layer: self._about(con, shard, layer) for layer in ABOUT}
-                volumes = self._about(con, shard, "volumes") if self.volumes else {}
+            # hashed and read one ahead, in a thread: neither holds the interpreter
+            for shard, samples, passed, file, tables in in_order(opened, left(), threads=1, ahead=1):
+                about = {layer: _by_key(layer, table) for layer, table in tables.items()}
+                del tables
+                volumes = about.pop("volumes", {})
                 missing = len(samples) - passed
                 for image in self._images(file, samples, passed, pictures):
                     said = {layer: rows.get(image["sample_id"], []) for layer, rows in about.items()}
@@ -242,17 +301,16 @@ class Selection:
 
     def parts_left_out(self) -> dict[str, int]:
         """Layer and licence -> rows about the samples taken that the policy leaves out."""
-        found: dict[str, int] = {}
-        for layer, licence, condition in (
-            ("labels", "t.licence_annotation", "true"), ("rois", "t.licence_annotation", "origin <> 'predicted'"),
-            ("texts", "l.licence", "true"),
-        ):
-            sql = (f"SELECT {licence} AS code, count(*) AS n FROM {layer} l JOIN taken t USING (sample_id) "
-                   f"WHERE {condition} GROUP BY ALL ORDER BY ALL")
-            for row in self.ask(sql).to_pylist():
-                if not self.policy.fits(row["code"]):
-                    found[f"{layer} under {row['code'] or 'an unknown licence'}"] = row["n"]
-        return found
+        if "all" in self.policy.words:
+            return {}
+        annotation, text = map(self._unfit, ("licence_annotation AS code FROM taken", "licence AS code FROM texts"))
+        sql = _LEFT_OUT.format(annotation=_among("t.licence_annotation", annotation), text=_among("x.licence", text))
+        found = self.ask(sql) if annotation or text else ()
+        return {f"{row['layer']} under {row['code'] or 'an unknown licence'}": row["n"] for row in found}
+
+    def _unfit(self, codes: str) -> list[str | None]:
+        """Which of these licences the policy does not take."""
+        return [row["code"] for row in self.ask(f"SELECT DISTINCT {codes}") if not self.policy.fits(row["code"])]
 
     def _images(self, path: Path, wanted: pa.Array, skip: int, pictures: bool) -> Iterator[dict[str, Any]]:
         """Rows of `images` by row group; groups without a wanted sample are not read."""
@@ -273,17 +331,11 @@ class Selection:
                         # one at a time, since this copies the picture
                         yield row | {"image": images[place].as_py() if images is not None else None}
 
-    def _about(self, con: Any, shard: str, layer: str) -> dict[str, list[dict[str, Any]]]:
-        """sample_id -> its rows of a layer, for the partition of a shard of images; of `volumes`, volume_id -> it."""
+    def _table(self, layer: str, files: Sequence[tuple[str, str, str]]) -> pa.Table:
+        """The rows of a layer in those of the shards (layer, path, SHA-256) that are of it, by the layer's key."""
         schema = LAYERS[layer].schema
-        named = con.execute(_SHARDS_ABOUT, [shard]).fetchall()
-        tables = [pq.read_table(self._file(path, known), schema=schema) for name, path, known in named if name == layer]
-        found: dict[str, list[dict[str, Any]]] = {}
-        if tables:
-            order = [(name, "ascending") for name in LAYERS[layer].key]
-            for row in pa.concat_tables(tables).sort_by(order).to_pylist():
-                found.setdefault(row[LAYERS[layer].key[0]], []).append(row)
-        return found
+        tables = [pq.read_table(self._file(path, known), schema=schema) for name, path, known in files if name == layer]
+        return pa.concat_tables([schema.empty_table(), *tables]).sort_by([(k, "ascending") for k in LAYERS[layer].key])
 
     def _file(self, shard: str, known: str) -> Path:
         """A shard on this machine, hashed: libraries that read Parquet trust what they read."""
@@ -293,3 +345,19 @@ class Selection:
         if file_sha256(path) != known:
             raise CatalogError(f"{shard} is not what its manifest says; `medloom verify` says what else is not")
         return path
+
+
+def _by_key(layer: str, table: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """sample_id -> its rows of a layer; of `volumes`, volume_id -> it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row[LAYERS[layer].key[0]], []).append(row)
+    return found
+
+
+def _among(column: str, codes: Collection[str | None]) -> str:
+    """SQL that is true where a column is one of these; None is null."""
+    named = [code for code in codes if code is not None]
+    listed = ", ".join("'" + code.replace("'", "''") + "'" for code in sorted(named))
+    either = [f"{column} IN ({listed})"] * bool(named) + [f"{column} IS NULL"] * (len(named) < len(codes))
+    return f"({' OR '.join(either) or 'false'})"

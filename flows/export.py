@@ -113,7 +113,9 @@ def run_export(
         with open(draft / "ATTRIBUTIONS", "w", encoding="utf-8") as file:
             file.writelines(record.attributions(base))
         _write_json(draft / "manifest.json", manifest)
-        (draft / "CHECKSUMS").write_text("".join(_checksums(draft)), encoding="utf-8")
+        with open(draft / ".CHECKSUMS", "w", encoding="utf-8") as file:  # hidden: it is none of the files summed
+            file.writelines(_checksums(draft))
+        os.replace(draft / ".CHECKSUMS", draft / "CHECKSUMS")
         for hidden in (REQUEST, progress.FILE):
             (draft / hidden).unlink(missing_ok=True)
         draft.rename(out)

@@ -15,12 +15,10 @@ since trainers shuffle within a window only.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +26,7 @@ import pyarrow.compute as pc
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from catalog.idlists import IdLists, sha256_sorted
 from catalog.selection import Row, Selection
 from infra.errors import ConfigError
 from infra.keys import sha256
@@ -103,49 +102,40 @@ class Mixed:
         return self.base.refused
 
     @cached_property
-    def passes(self) -> list[list[tuple[str, pa.Array]]]:
+    def passes(self) -> list[IdLists]:
         """For each pass over the data its shards, in order, with the samples taken of each."""
-        # (shard, times) -> ids: Arrow holds the ids, as they are many
-        found: dict[str, dict[int, list[pa.Array]]] = {}
-        seen: dict[str, list[pa.Array]] = {}
-        for part, chosen in zip(self.mixture.parts, self.parts, strict=True):
-            for shard, samples in zip(*chosen.shards.columns, strict=True):
-                ids, name = pa.array(samples.values), str(shard)
-                for earlier in seen.get(name, ()):
-                    ids = ids.filter(pc.invert(pc.is_in(ids, earlier)))
-                seen.setdefault(name, []).append(ids)
+        passes: list[IdLists] = []
+        places = [{shard: n for n, (shard, _) in enumerate(part.lists.counts)} for part in self.parts]
+        for shard, _ in self.base.lists.counts:
+            seen: pa.Array = pa.array([], pa.string())
+            # times -> ids
+            found: dict[int, list[pa.Array]] = {}
+            for part, chosen, place in zip(self.mixture.parts, self.parts, places, strict=True):
+                if shard not in place:
+                    continue
+                ids = chosen.lists[place[shard]]
+                ids = ids.filter(pc.invert(pc.is_in(ids, seen)))
+                seen = pa.concat_arrays([seen, ids])
                 times = pa.array([self.mixture.times(i, part.weight) for i in ids.to_pylist()], pa.int32())
                 for n in pc.unique(times).to_pylist():
-                    found.setdefault(name, {}).setdefault(n, []).append(ids.filter(pc.equal(times, n)))
-        order = [str(shard) for shard in self.base.shards["shard"]]
-        passes: list[list[tuple[str, pa.Array]]] = []
-        for copy in count():
-            taken = []
-            for shard in order:
-                ids = pa.concat_arrays([a for n, some in found.get(shard, {}).items() if n > copy for a in some]
-                                       or [pa.array([], pa.string())])
-                taken += [(shard, ids)] if len(ids) else []
-            if not taken:
-                return passes
-            passes.append(taken)
-        raise AssertionError("unreachable")
+                    found.setdefault(n, []).append(ids.filter(pc.equal(times, n)))
+            for copy in range(max(found, default=0)):
+                if copy == len(passes):
+                    passes.append(IdLists())
+                passes[copy].add(shard, pa.concat_arrays([a for n, some in found.items() if n > copy for a in some]))
+        return passes
 
     def __len__(self) -> int:
-        return sum(len(ids) for taken in self.passes for _, ids in taken)
+        return sum(map(len, self.passes))
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the sample ids, sorted, each as often as it comes, a line feed after each."""
-        digest = hashlib.sha256()
-        ids = pa.concat_arrays([ids for taken in self.passes for _, ids in taken] or [pa.array([], pa.string())])
-        for sample in ids.take(pc.sort_indices(ids)):
-            digest.update(f"{sample}\n".encode())
-        return digest.hexdigest()
+        return sha256_sorted(self.passes)
 
     def rows(self, skip: int = 0) -> Iterator[Row]:
         """The samples, pass after pass, without the first so many."""
         for copy, taken in enumerate(self.passes):
-            size = sum(len(ids) for _, ids in taken)
-            if skip < size:
-                yield from self.base.read(iter(taken), skip, copy)
-            skip = max(skip - size, 0)
+            if skip < len(taken):
+                yield from self.base.read(taken, skip, copy)
+            skip = max(skip - len(taken), 0)

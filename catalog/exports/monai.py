@@ -9,9 +9,9 @@ Pictures are as they are stored. Rules for overlapping and missing masks: catalo
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from catalog.exports import Counts, picture
 from catalog.exports.labelmaps import MapParams, masks_of, spooled, write_maps
@@ -29,7 +29,7 @@ class Params(MapParams):
 def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
     """Write dataset.json, images/ and labels/. Samples without a mask are left out and counted."""
     counts = Counts()
-    lists: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
+    kinds: Counter[str] = Counter()
     for folder in ("images", "labels"):
         (out / folder).mkdir()
     with Spool(out, params.classes) as spool:
@@ -40,15 +40,22 @@ def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
             suffix, data = picture(row)
             image, label = f"images/{row.name}.{suffix}", f"labels/{row.name}.png"
             (out / image).write_bytes(data)
-            spool.add(spooled(row, label, masks), masks)
             kind = "validation" if is_validation(row, params.validation) else "training"
-            lists[kind].append({"image": f"./{image}", "label": f"./{label}", "sample_id": row.id})
+            entry = {"image": f"./{image}", "label": f"./{label}", "sample_id": row.id}
+            spool.add({**spooled(row, label, masks), "kind": kind, "entry": entry}, masks)
+            kinds[kind] += 1
             counts.add(row)
         labels = write_maps(spool, out)
-    head = {
-        "name": "medloom", "description": "Exported by medloom", "tensorImageSize": "2D",
-        "labels": {str(n): label for label, n in labels.items()}, "numTraining": len(lists["training"]), "numTest": 0,
-    }
-    text = json.dumps({**head, **lists, "test": []}, indent=1, ensure_ascii=False)
-    (out / "dataset.json").write_text(text + "\n", encoding="utf-8")
+        head = {
+            "name": "medloom", "description": "Exported by medloom", "tensorImageSize": "2D",
+            "labels": {str(n): label for label, n in labels.items()}, "numTraining": kinds["training"], "numTest": 0,
+        }
+        with open(out / "dataset.json", "w", encoding="utf-8") as file:
+            file.write(json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}"))
+            for kind in ("training", "validation"):
+                entries = (json.dumps(r["entry"], ensure_ascii=False) for r in spool.records() if r["kind"] == kind)
+                file.write(f',\n "{kind}": [')
+                file.writelines(f"{',' * (n > 0)}\n  {entry}" for n, entry in enumerate(entries))
+                file.write("\n ]")
+            file.write(',\n "test": []\n}\n')
     return counts

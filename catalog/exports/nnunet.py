@@ -3,7 +3,8 @@
 All cases of a dataset have the same channels. `channels=grey` writes one, and leaves out pictures in colour (counted);
 `channels=rgb` writes three. Maps of labels are numbered without gaps from background 0. `splits_final.json` holds five
 folds by `group_id`: copy it beside the preprocessed data, since nnU-Net's own folds know no patients. PNG has no
-spacing, nnU-Net takes 1 for it. Rules for overlapping and missing masks: catalog/exports/labelmaps.py.
+spacing, nnU-Net takes 1 for it. Rules for overlapping and missing masks: catalog/exports/labelmaps.py. Memory holds the
+names of all cases, which the folds list in order.
 
 >>> nnUNetv2_plan_and_preprocess -d 1 -c 2d --verify_dataset_integrity       # nnUNet_raw=OUT
 """

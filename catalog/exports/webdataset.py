@@ -50,8 +50,9 @@ def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
             offset = 0
             while first is not None and offset < params.shard_mb * 1_000_000:
                 row, caption = first
+                name = row.name
                 for suffix, data in _members(row, caption):
-                    offset += sum(map(tar.write, _blocks(f"{row.name}.{suffix}", data)))
+                    offset += sum(map(tar.write, _blocks(f"{name}.{suffix}", data)))
                 counts.add(row)
                 first = next(stream, None)
             tar.write(bytes(-(offset + 2 * BLOCK) % RECORD + 2 * BLOCK))

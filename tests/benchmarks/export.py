@@ -6,8 +6,9 @@ A home of small pictures (4 to 20 kB; labels, two regions, three texts each) is 
 The bare loop knows the files: it reads each partition's shards with pyarrow, joins them by sample_id, and writes tars
 with tarfile; its bytes are compared with ours before a time is printed. Both run in turns, in processes of their own;
 files are in the page cache. The export does more: it asks the catalog which rows, judges licences, hashes what it
-wrote, names works and issues. The ratio is the bare loop's time over ours: 1 is the speed of the bytes. `--memory`
-prints the peak resident size of an export of so many samples.
+wrote, names works and issues. The ratio is the bare loop's time over ours: 1 is the speed of the bytes. The same of
+processor time, which a busy machine disturbs less, stands beside it. `--memory` prints the peak resident size of an
+export of so many samples.
 """
 
 from __future__ import annotations
@@ -134,12 +135,13 @@ def ours(home: Path, out: Path) -> None:
     run_export(home, "width > 0", "webdataset", out, None, [])
 
 
-def child(which: str, home: Path, out: Path) -> tuple[float, int]:
-    """(seconds, peak resident kB) of the work alone, in a process of its own, imports before the clock starts."""
+def child(which: str, home: Path, out: Path) -> tuple[float, float, int]:
+    """(seconds, of them of the processor, peak resident kB) of the work alone, in a process of its own, imports before
+    the clock starts."""
     code = [sys.executable, __file__, "--child", which, str(home), str(out)]
     said = subprocess.run(code, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    seconds, peak = said.stdout.split()
-    return float(seconds), int(peak)
+    seconds, cpu, peak = said.stdout.split()
+    return float(seconds), float(cpu), int(peak)
 
 
 def main() -> None:
@@ -158,30 +160,35 @@ def main() -> None:
         import flows.export  # noqa: F401
 
         which, home, out = asked.child
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         {"bare": bare, "ours": ours}[which](Path(home), Path(out))
-        seconds = time.perf_counter() - begun
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - worked
         # not ru_maxrss, which a process takes over from the one that started it
-        print(seconds, Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+        print(seconds, cpu, Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
         return
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         if asked.rounds:
             home = make(place, asked.samples, (low, high))
             times: dict[str, list[float]] = {"bare": [], "ours": []}
+            works: dict[str, list[float]] = {"bare": [], "ours": []}
             for turn in range(asked.rounds):
                 for which in ("bare", "ours") if turn % 2 else ("ours", "bare"):
-                    times[which].append(child(which, home, place / f"{which}{turn}")[0])
+                    seconds, cpu, _ = child(which, home, place / f"{which}{turn}")
+                    times[which].append(seconds)
+                    works[which].append(cpu)
                 tars = [sorted((place / f"{which}{turn}").glob("*.tar")) for which in ("bare", "ours")]
                 assert [p.read_bytes() for p in tars[0]] == [p.read_bytes() for p in tars[1]], "not the same tar"
             middle = {which: statistics.median(seconds) for which, seconds in times.items()}
+            worked = statistics.median(works["bare"]) / statistics.median(works["ours"])
             size = sum(p.stat().st_size for p in tars[0])
             print(f"{asked.samples} samples, {size >> 20} MiB of tar: bare {middle['bare']:.2f} s, "
                   f"ours {middle['ours']:.2f} s, ratio {middle['bare'] / middle['ours']:.2f} "
-                  f"({', '.join(f'{b / o:.2f}' for b, o in zip(times['bare'], times['ours'], strict=True))})")
+                  f"({', '.join(f'{b / o:.2f}' for b, o in zip(times['bare'], times['ours'], strict=True))}); "
+                  f"of processor time {worked:.2f}")
         for number in filter(None, asked.memory.split(",")):
             home = make(place / f"m{number}", int(number), (low, high))
-            seconds, peak = child("ours", home, place / f"m{number}" / "out")
+            seconds, _, peak = child("ours", home, place / f"m{number}" / "out")
             print(f"{number} samples: {peak >> 10} MiB at most, {seconds:.1f} s", flush=True)
             shutil.rmtree(place / f"m{number}")
 

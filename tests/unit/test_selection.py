@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -79,13 +80,46 @@ def test_order_is_source_shard_place_and_the_hash_is_of_the_set(home: Path) -> N
         "sample_id IN (SELECT * FROM read_csv('/etc/passwd'))", "sample_id IN (SELECT file FROM glob('/*'))",
         "sample_id IN (SELECT * FROM '/etc/passwd')", "modality", "nope = 3", "count(*) > 1", "", "modality = 'CT' AND",
         "true ORDER BY 1", "modality = $1", "modality = 'CT') OR (modality = 'XC'", "sample_id IN (SELECT a FROM home)",
+        "getenv('HOME') <> ''", "current_setting('allowed_directories') IS NULL", "write_log('x') IS NULL",
+        "sample_id IN (SELECT * FROM query('SELECT 1'))", "sample_id IN (SELECT name FROM duckdb_settings())",
+        "exists (FROM glob('{home}/../*'))", "exists (FROM read_parquet('{home}/**/*.parquet'))",
+        "exists (FROM read_duckdb('{home}/catalog.duckdb'))", "exists (FROM postgres_query('meta', 'SELECT 1'))",
+        "exists (FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1')))", "true\0",
     ],
 )
 def test_what_is_no_condition_is_refused_and_harmless(home: Path, where: str) -> None:
     before = {p: p.read_bytes() for p in home.iterdir() if p.is_file()}
     with pytest.raises(ConfigError, match="is not a condition over images"):
-        len(Selection(home, where))
+        len(Selection(home, where.replace("{home}", str(home))))
     assert {p: p.read_bytes() for p in home.iterdir() if p.is_file()} == before
+
+
+def test_what_a_condition_may_not_ask_is_named(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"getenv\(\) is not for questions"):
+        len(Selection(home, "getenv('HOME') = '/root'"))
+    with pytest.raises(ConfigError, match=r"read_text\(\) is not for questions"):
+        len(Selection(home, "sample_id IN (SELECT content FROM read_text('/etc/passwd'))"))
+
+
+def test_a_random_condition_is_drawn_once_for_rows_and_hash(home: Path) -> None:
+    selection = Selection(home, "random() < 0.5")
+    found = [row.id for row in selection.rows()]
+    assert len(found) == len(selection)
+    assert selection.sha256 == hashlib.sha256("".join(f"{i}\n" for i in sorted(found)).encode()).hexdigest()
+
+
+def test_a_question_that_needs_more_memory_goes_on_on_the_disk(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    sorting = "(SELECT max(n) FROM (SELECT row_number() OVER (ORDER BY md5(i::VARCHAR)) AS n FROM range({}) r(i)))"
+    monkeypatch.setenv("MEDLOOM_SQL_MEMORY", "64MB")
+    assert len(Selection(home, f"{sorting.format(500_000)} = 500000")) == 12
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("MEDLOOM_SQL_MEMORY", "16MB")
+    with pytest.raises(CatalogError, match=r"more than 16MB of memory.*MEDLOOM_SQL_MEMORY"):
+        len(Selection(home, "(SELECT len(list(md5(i::VARCHAR))) FROM range(1_000_000) r(i)) > 0"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_snapshot_is_named(home: Path, tmp_path: Path) -> None:
