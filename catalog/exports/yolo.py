@@ -5,7 +5,8 @@ along pixel edges), as shares of the stored image's width and height. For `segme
 written (counted in the notes): loaders take a box for an outline otherwise. The parts of a region in several parts are
 joined by lines of no width, as converters do, since a line is an instance; holes are filled.
 
-train and val are split by `group_id`. Without `validation` there is no val, which training asks for.
+train and val are split by `group_id`. Training stops where one of the two is empty, as val is without `validation`: the
+notes say so.
 
 >>> YOLO("yolo11n.pt").train(data=out / "data.yaml")
 """
@@ -59,6 +60,9 @@ def write(rows: Iterable[Row], out: Path, params: Params) -> Counts:
         for record in spool.records():
             made = [" ".join((str(numbers[label]), *shares)) + "\n" for label, shares in record["lines"]]
             (out / record["at"]).write_text("".join(made))
+    for split in ("train", "val"):
+        if not any((out / "images" / split).iterdir()):
+            counts.notes[f"{split} is empty, and training asks for it: choose another `validation`"] += 1
     head: dict[str, Any] = {"train": "images/train", "val": "images/val"}
     head["names"] = {n: label for label, n in numbers.items()}
     (out / "data.yaml").write_text(yaml.safe_dump(head, sort_keys=False, allow_unicode=True), encoding="utf-8")

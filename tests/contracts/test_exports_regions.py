@@ -153,7 +153,10 @@ def test_yolo_outlines_are_the_masks(home: Path, held: dict[str, dict[str, Any]]
         (mask,) = [decode_mask(roi["mask"]) for roi in kept["rois"] if roi["mask"]]
         assert (coco.decode(code) == mask).all()
     notes = json.loads((tmp_path / "out" / "manifest.json").read_text())["notes"]
-    assert notes == {"regions without a mask, not written": 20}
+    assert notes == {
+        "regions without a mask, not written": 20,
+        "val is empty, and training asks for it: choose another `validation`": 1,
+    }
 
 
 def overlapping(rows: Rows) -> None:

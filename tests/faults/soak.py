@@ -1,6 +1,6 @@
 """One dataset built again and again while what it stands on is killed: it must end with the bytes of a quiet build.
 
-    python tests/faults/soak.py --seed 1 --minutes 60 --with ray,prefect,postgres,s3
+    python tests/faults/soak.py --seed 1 --minutes 60 --with ray,prefect,postgres,lake,s3
 
 A campaign is one build: from a fresh home or from one that holds a smaller snapshot, some kills, then the same command
 until it ends well. Then everything is compared with a build that nobody disturbed: the bytes of shards, the manifests

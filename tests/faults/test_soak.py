@@ -1,6 +1,6 @@
 """Two minutes of the soak: builds on Ray under random kills end with the bytes of a quiet one.
 
-The hour's form is a command: `python tests/faults/soak.py --minutes 60 --with ray,prefect,postgres,s3`.
+The hour's form is a command: `python tests/faults/soak.py --minutes 60 --with ray,prefect,postgres,lake,s3`.
 """
 
 from __future__ import annotations
