@@ -42,6 +42,8 @@ WAIT_S = 5.0
 """How long to wait for a step to end before looking which nodes there are."""
 GROW_S = 900.0
 """How long to wait for a node that a step fits on, where a cluster may grow."""
+STARTS = 4
+"""A local Ray is started so often: it gives up after half a minute, which is short on a busy machine."""
 OBJECT_STORE_BYTES = 256 << 20
 """Names and counts travel through Ray, not pixels: Ray's default of a third of the memory is not needed."""
 class RunnerLost(MedloomError):
@@ -101,7 +103,7 @@ class RayRunner:
         _on_loopback(True)
         import ray
 
-        for again in (True, False):
+        for left in reversed(range(STARTS)):
             try:
                 ray.init(
                     address="local", num_cpus=self._cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
@@ -112,7 +114,7 @@ class RayRunner:
                 ray.shutdown()
                 if type(error) is not Exception:  # Ray raises no less than that when its parts are slow to start
                     raise
-                if not again:
+                if not left:
                     raise RunnerLost(
                         f"Ray did not start on this machine ({error}); if it is busy, start the same command again, or "
                         "name --runner inline"
