@@ -155,7 +155,7 @@ class Selection:
             con.execute(f"SET VARIABLE snapshot = {number:d}")
             try:
                 yield con
-            except duckdb.OutOfMemoryException as error:
+            except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
                 raise CatalogError(
                     f"a question about --where {self.where!r} takes more than {memory} of memory, or more room than "
                     f"{spill} has: set MEDLOOM_SQL_MEMORY=4GB, or TMPDIR ({str(error).splitlines()[0]})"
@@ -187,7 +187,7 @@ class Selection:
                     with pa.ipc.new_stream(file, rows.schema) as unsorted:
                         for batch in rows:
                             unsorted.write_batch(batch)
-                except duckdb.OutOfMemoryException:
+                except (duckdb.OutOfMemoryException, duckdb.IOException):
                     raise
                 except (CatalogError, duckdb.Error) as error:
                     raise ConfigError(f"--where {self.where!r} is not a condition over images: {error}") from None
