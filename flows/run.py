@@ -49,13 +49,14 @@ def run_build(recipe: str, home: Path, runner: str, changes: Sequence[str], retr
             if state.is_cancelled():
                 raise MedloomError(f"{state.message}; what was committed stays, the same command goes on from there")
             return str(state.result())
-        except (httpx.TransportError, RuntimeError) as error:
-            cause = error if isinstance(error, httpx.TransportError) else error.__cause__ or error.__context__
-            if not isinstance(cause, httpx.TransportError):
+        except (httpx.HTTPError, RuntimeError) as error:
+            cause = error if isinstance(error, httpx.HTTPError) else error.__cause__ or error.__context__
+            broken = isinstance(cause, httpx.HTTPStatusError) and cause.response.is_server_error  # as of its database
+            if not broken and not isinstance(cause, httpx.TransportError):
                 raise
             raise MedloomError(
-                f"the Prefect server at {os.environ['PREFECT_API_URL']} went away ({error}); what was committed stays, "
-                "and the same command goes on from there"
+                f"the Prefect server at {os.environ['PREFECT_API_URL']} {'failed' if broken else 'went away'} "
+                f"({str(error).splitlines()[0]}); what was committed stays, and the same command goes on from there"
             ) from error
 
 
