@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3server import free_ports
 from sources import make_all
 
-from flows.server import _free, served
+from flows.server import served
 
 SECRET = "sk-planted-0815-never-to-be-seen"
 AUTH = "medloom:planted-auth-string"
@@ -185,7 +186,8 @@ def listening(pids: set[int]) -> set[str]:
 @contextmanager
 def serving(root: Path) -> Iterator[Server]:
     """`medloom serve` over generated sources, built every minute; stopped by Ctrl-C, and it must leave no process."""
-    recipe, home, port = make_all(root / "sources"), root / "home", _free(0)
+    recipe, home = make_all(root / "sources"), root / "home"
+    port, _ = free_ports(2)  # the reports take the next one
     words = ["serve", recipe, "--home", home, "--cron", "* * * * *", "--runner", "inline", "--port", port]
     with open(root / "serve.log", "wb") as log:
         process = subprocess.Popen(
@@ -212,7 +214,7 @@ def serving(root: Path) -> Iterator[Server]:
 @contextmanager
 def shared(root: Path, **environment: str) -> Iterator[Server]:
     """`medloom server` that asks for an auth string, its records below `root`; nothing is deployed."""
-    port, folder = _free(0), root / "server"
+    (port,), folder = free_ports(1), root / "server"
     folder.mkdir(parents=True)
     env = clean_environment() | {
         "PREFECT_HOME": str(folder), "PREFECT_SERVER_API_AUTH_STRING": AUTH, "PREFECT_SERVER_UI_ENABLED": "false",
