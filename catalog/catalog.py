@@ -16,9 +16,10 @@ The invariant: an answer is that of one committed state, and no question changes
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ from catalog.index import PUBLISHED as PUBLISHED
 from catalog.index import index_of
 from catalog.manifest import Manifest, read_manifest
 from catalog.schema import LAYERS, Layer
+from catalog.segments import quoted
 from catalog.views import FORMAT, TABLES, drop_all, make_tables, make_views, metadata, views_stand
 from infra import mirror
 from infra.errors import ConfigError
@@ -79,13 +81,18 @@ def query(home: Path, sql: str, at: int | None = None, seconds: float = SECONDS)
 
 
 @contextmanager
-def reader(home: Path, at: int | None = None) -> Iterator[Any]:
-    """A fenced read-only DuckDB connection to the last commit; raises ConfigError for a snapshot there is not."""
+def reader(home: Path, at: int | None = None, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Any]:
+    """A fenced read-only DuckDB connection to the last commit, with these settings beside the usual ones.
+
+    Raises ConfigError for a snapshot there is not.
+    """
     index = index_of(home)
     opened = index.open()
     if opened is None:
         raise NothingYet(home)
     with opened as con:
+        for name, value in settings.items():
+            con.execute(f"SET {name} = '{quoted(value)}'")
         close_off(con, index.folders())
         if at is not None:
             snapshots = con.execute("SELECT number FROM builds WHERE status = 'snapshot' ORDER BY 1")

