@@ -63,6 +63,7 @@ def test_what_a_killed_writer_left_is_no_decision_and_a_broken_file_is_named(tmp
     (tmp_path / "decisions" / "00000002.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"00000002\.json is no decision"):
         read(tmp_path)
+    assert len(read(tmp_path, 1)) == 1, "those after it are another fact"
 
 
 @pytest.mark.parametrize("wrong", [
